@@ -1,0 +1,1 @@
+"""DRÆM surface-anomaly detection in JAX and Flax."""

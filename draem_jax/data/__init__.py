@@ -1,0 +1,1 @@
+"""Where images come from: a category, anomaly textures, the built-in demo."""

@@ -1,0 +1,1 @@
+"""The anomaly simulator: noise, texture operations, one training example."""

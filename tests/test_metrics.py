@@ -1,0 +1,256 @@
+"""The figures against scikit-learn and a slow AUPRO, ties included."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn import metrics as sklearn_metrics
+
+from draem_jax import metrics
+
+KINDS = ('continuous', 'ties', 'two_values', 'negative')
+
+
+def draw(kind, shape, *, seed, share=0.2):
+  """Scores that tell the classes apart a little, and labels."""
+  rng = np.random.default_rng(seed)
+  labels = rng.random(shape) < share
+  labels.flat[:2] = False, True
+  scores = rng.random(shape) ** 2 + 0.3 * labels * rng.random(shape)
+  if kind == 'ties':
+    scores = np.round(scores * 8) / 8
+  elif kind == 'two_values':
+    scores = (scores > 0.5) * 1.0
+  elif kind == 'negative':
+    # Both zeros occur, and must tie.
+    scores = np.round(20 * (scores - 0.5)) / 20
+  return scores.astype(np.float32), labels
+
+
+def blobs(shape, *, seed):
+  """Masks with regions of many sizes, some touching at a corner only."""
+  rng = np.random.default_rng(seed)
+  noise = ndimage.gaussian_filter(rng.standard_normal(shape), (0, 1.5, 1.5))
+  masks = noise > np.quantile(noise, 0.85)
+  masks[0] = False
+  masks[1, :2, :2] = [[True, False], [False, True]]
+  return masks
+
+
+def slow_aupro(maps, masks, limit):
+  """AUPRO by its definition, one threshold at a time."""
+  regions = []
+  for index, mask in enumerate(masks):
+    labelled, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    regions += [(index, labelled == region + 1) for region in range(count)]
+  curve = [(0.0, 0.0)]
+  for threshold in np.unique(maps)[::-1]:
+    called = maps >= threshold
+    fpr = np.mean(called[~masks])
+    overlap = np.mean(
+      [called[index][region].mean() for index, region in regions]
+    )
+    curve.append((fpr, overlap))
+  area = 0.0
+  for (x0, y0), (x1, y1) in zip(curve[:-1], curve[1:], strict=True):
+    if x0 >= limit or x0 == x1:
+      continue
+    end = min(x1, limit)
+    y_end = y0 + (y1 - y0) * (end - x0) / (x1 - x0)
+    area += (end - x0) * (y0 + y_end) / 2
+  return area / limit
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('seed', range(4))
+def test_auroc_and_ap_agree_with_scikit_learn(kind, seed):
+  scores, labels = draw(kind, (700,), seed=seed)
+  expected_auroc = sklearn_metrics.roc_auc_score(labels, scores)
+  expected_ap = sklearn_metrics.average_precision_score(labels, scores)
+  assert metrics.auroc(scores, labels) == pytest.approx(
+    expected_auroc, abs=1e-12
+  )
+  assert metrics.average_precision(scores, labels) == pytest.approx(
+    expected_ap, abs=1e-12
+  )
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('seed', range(3))
+def test_aupro_agrees_with_its_definition(kind, seed):
+  masks = blobs((5, 24, 20), seed=seed)
+  maps, _ = draw(kind, masks.shape, seed=seed + 10)
+  maps = maps + np.where(masks, np.float32(0.25), np.float32(0))
+  expected = slow_aupro(maps, masks, metrics.AUPRO_LIMIT)
+  assert metrics.aupro(maps, masks) == pytest.approx(expected, abs=1e-12)
+
+
+def test_aupro_joins_pixels_that_touch_at_a_corner():
+  masks = np.zeros((1, 8, 8), bool)
+  masks[0, 0, 0] = masks[0, 1, 1] = masks[0, 6, 6] = True
+  maps = masks.astype(np.float32)
+  maps[0, 1, 1] = -1.0  # Half of one region of two is missed.
+  assert metrics.aupro(maps, masks) == pytest.approx(0.75)
+
+
+def test_perfect_maps_reach_one_and_constant_maps_chance():
+  masks = blobs((3, 16, 16), seed=0)
+  assert metrics.aupro(masks.astype(np.float32), masks) == 1.0
+  # A constant map runs along the diagonal: half of the limit.
+  constant = np.zeros(masks.shape, np.float32)
+  assert metrics.aupro(constant, masks) == pytest.approx(
+    metrics.AUPRO_LIMIT / 2
+  )
+  assert metrics.auroc(constant, masks) == 0.5
+
+
+def test_evaluate_metrics_of_a_split():
+  masks = blobs((6, 24, 24), seed=3)
+  maps, _ = draw('ties', masks.shape, seed=4)
+  scores, labels = draw('ties', (6,), seed=5, share=0.5)
+  results = metrics.evaluate_metrics(
+    scores=scores, maps=maps, labels=labels, masks=masks
+  )
+  flat = masks.ravel(), maps.ravel()
+  expected = {
+    'image_auroc': sklearn_metrics.roc_auc_score(labels, scores),
+    'image_ap': sklearn_metrics.average_precision_score(labels, scores),
+    'pixel_auroc': sklearn_metrics.roc_auc_score(*flat),
+    'pixel_ap': sklearn_metrics.average_precision_score(*flat),
+    'aupro': slow_aupro(maps, masks, metrics.AUPRO_LIMIT),
+  }
+  assert results.pop('notes') == []
+  assert results == pytest.approx(expected, abs=1e-12)
+  assert all(type(value) is float for value in results.values())
+
+
+@pytest.mark.parametrize(
+  ('label', 'pixel', 'has_masks', 'present', 'lacks'),
+  [
+    (None, None, False, {'image_auroc', 'image_ap'}, ['ground truth']),
+    (False, False, True, set(), ['anomalous image', 'anomalous pixel']),
+    (
+      True,
+      None,
+      True,
+      {'pixel_auroc', 'pixel_ap', 'aupro'},
+      ['good image'],
+    ),
+    (None, True, True, {'image_auroc', 'image_ap'}, ['normal pixel']),
+  ],
+)
+def test_undefined_figures_are_none_and_explained(
+  label, pixel, has_masks, present, lacks
+):
+  masks = blobs((4, 16, 16), seed=0)
+  maps, _ = draw('continuous', masks.shape, seed=0)
+  scores, labels = draw('continuous', (4,), seed=0)
+  if label is not None:
+    labels[:] = label
+  if pixel is not None:
+    masks[:] = pixel
+  results = metrics.evaluate_metrics(
+    scores=scores,
+    maps=maps,
+    labels=labels,
+    masks=masks if has_masks else None,
+  )
+  notes = results.pop('notes')
+  assert {name for name, value in results.items() if value is not None} == (
+    present
+  )
+  assert len(notes) == len(lacks)
+  for note, lack in zip(notes, lacks, strict=True):
+    assert f'no {lack}' in note and '\n' not in note
+
+
+def test_disagreeing_shapes_and_nan_are_errors():
+  masks = np.zeros((2, 4, 4), bool)
+  good = dict(scores=np.zeros(2), labels=np.zeros(2, bool), masks=masks)
+  with pytest.raises(ValueError, match='shape'):
+    metrics.evaluate_metrics(maps=np.zeros((2, 8, 8)), **good)
+  with pytest.raises(ValueError, match='NaN'):
+    metrics.evaluate_metrics(maps=np.full((2, 4, 4), np.nan), **good)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_curves_hold_the_points_of_scikit_learn(kind):
+  scores, labels = draw(kind, (400,), seed=1)
+  roc = metrics.roc_curve(scores, labels)
+  fpr, tpr, _ = sklearn_metrics.roc_curve(labels, scores)
+  ours = set(zip(*(np.round(axis, 12) for axis in roc), strict=True))
+  assert ours >= set(zip(np.round(fpr, 12), np.round(tpr, 12), strict=True))
+  assert sklearn_metrics.auc(*roc) == pytest.approx(
+    metrics.auroc(scores, labels)
+  )
+
+  curve = metrics.precision_recall_curve(scores, labels)
+  area = np.sum(np.diff(curve.recall) * curve.precision[1:])
+  assert area == pytest.approx(metrics.average_precision(scores, labels))
+  assert curve.recall[0] == 0 and curve.recall[-1] == 1
+
+
+def test_thinned_curves_stay_close():
+  scores, labels = draw('continuous', (40_000,), seed=2)
+  full = metrics.roc_curve(scores, labels)
+  thin = metrics.roc_curve(scores, labels, max_points=200)
+  assert len(thin.false_positive_rate) <= 200 < len(full.false_positive_rate)
+  assert thin.false_positive_rate[-1] == thin.true_positive_rate[-1] == 1
+  slanted = full.false_positive_rate > 0  # The start of the curve is vertical.
+  np.testing.assert_allclose(
+    np.interp(full.false_positive_rate[slanted], *thin),
+    full.true_positive_rate[slanted],
+    atol=2 / 199,
+  )
+  recall, precision = metrics.precision_recall_curve(
+    scores, labels, max_points=200
+  )
+  assert len(recall) <= 200 and recall[0] == 0 and recall[-1] == 1
+  assert precision[-1] == pytest.approx(
+    sklearn_metrics.precision_recall_curve(labels, scores)[0][0]
+  )
+
+
+def test_rates_at_threshold_agree_with_scikit_learn():
+  scores, labels = draw('ties', (300,), seed=6)
+  for threshold in (0.0, 0.25, 0.5, 2.0):
+    rates = metrics.rates_at_threshold(scores, labels, threshold)
+    called = scores >= threshold
+    confusion = sklearn_metrics.confusion_matrix(labels, called)
+    assert confusion.ravel().tolist() == [
+      rates.true_negatives,
+      rates.false_positives,
+      rates.false_negatives,
+      rates.true_positives,
+    ]
+    assert rates.f1 == pytest.approx(sklearn_metrics.f1_score(labels, called))
+    assert rates.true_positive_rate == pytest.approx(
+      sklearn_metrics.recall_score(labels, called)
+    )
+    assert rates.false_positive_rate == pytest.approx(np.mean(called[~labels]))
+
+
+def test_rates_are_none_where_undefined():
+  scores = np.array([0.1, 0.9])
+  good_only = metrics.rates_at_threshold(scores, np.zeros(2, bool), 0.5)
+  assert good_only.true_positive_rate is None and good_only.f1 is None
+  assert good_only.false_positive_rate == 0.5
+  anomalous_only = metrics.rates_at_threshold(scores, np.ones(2, bool), 0.5)
+  assert anomalous_only.false_positive_rate is None
+  assert anomalous_only.true_positive_rate == 0.5
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_best_f1_is_the_best_of_all_thresholds(kind):
+  scores, labels = draw(kind, (200,), seed=7)
+  best, threshold = metrics.best_f1(scores, labels)
+  reached = {
+    float(score): sklearn_metrics.f1_score(labels, scores >= score)
+    for score in np.unique(scores)
+  }
+  assert best == pytest.approx(max(reached.values()))
+  assert reached[threshold] == pytest.approx(best)
+  assert metrics.rates_at_threshold(scores, labels, threshold).f1 == best
+
+
+def test_best_f1_without_an_anomalous_sample_is_none():
+  assert metrics.best_f1(np.ones(3), np.zeros(3, bool)) == (None, None)

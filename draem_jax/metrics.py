@@ -43,8 +43,8 @@ class PrecisionRecallCurve(NamedTuple):
 class Rates(NamedTuple):
   """What a threshold does to a set of images.
 
-  The three ratios are None where they are undefined: the true positive rate
-  and F1 without an anomalous image, the false positive rate without a good one.
+  Without an anomalous image the true positive rate and F1 are None, without a
+  good one the false positive rate.
   """
 
   true_positive_rate: float | None
@@ -113,15 +113,7 @@ def auroc(
 def average_precision(
   scores: Float[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
 ) -> float | None:
-  """Sum of precision times gain of recall, as scikit-learn defines it.
-
-  Args:
-    scores: Scores of images or pixels.
-    labels: True for anomalous ones.
-
-  Returns:
-    The average precision, or None when one of the two classes is missing.
-  """
+  """Sum of precision times gain of recall; None when undefined."""
   return _figures(_sweep(scores, labels))[1]
 
 
@@ -351,9 +343,7 @@ def _corners(
   return fpr, curve
 
 
-def _area_up_to(
-  limit: float, x: Float[np.ndarray, 'k'], y: Float[np.ndarray, 'k']
-) -> float:
+def _area_up_to(limit: float, x: np.ndarray, y: np.ndarray) -> float:
   """Trapezoidal area of the curve over [0, limit], x ascending from 0."""
   inside = int(np.searchsorted(x, limit, 'right'))
   if inside == len(x):
@@ -365,9 +355,7 @@ def _area_up_to(
   return float(np.trapezoid(y[:inside], x[:inside]) + rest)
 
 
-def _region_weights(
-  masks: Bool[np.ndarray, 'n h w'],
-) -> Float[np.ndarray, 'p']:
+def _region_weights(masks: Bool[np.ndarray, 'n h w']) -> np.ndarray:
   """Weight of each anomalous pixel, so that found weights sum to the overlap.
 
   A pixel counts 1 / (pixels of its region · number of regions).
@@ -385,9 +373,7 @@ def _region_weights(
   return np.concatenate(weights) / num_regions
 
 
-def _missing(
-  figures: str, labels: Bool[np.ndarray, '*n'], sample: str
-) -> list[str]:
+def _missing(figures: str, labels: np.ndarray, sample: str) -> list[str]:
   """One line when a class is missing, none otherwise."""
   labels = np.asarray(labels, bool)
   if labels.size == 0:
@@ -402,10 +388,8 @@ def _missing(
 
 
 def _thin(
-  x: Float[np.ndarray, 'k'],
-  y: Float[np.ndarray, 'k'],
-  max_points: int | None,
-) -> tuple[Float[np.ndarray, 'm'], Float[np.ndarray, 'm']]:
+  x: np.ndarray, y: np.ndarray, max_points: int | None
+) -> tuple[np.ndarray, np.ndarray]:
   """Points spaced evenly along the curve, the first and the last included."""
   if max_points is None or len(x) <= max_points:
     return x, y

@@ -1,0 +1,83 @@
+"""How every command starts and ends: flags, log lines, errors, exit status."""
+
+import errno
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+
+import absl.logging
+from absl import flags
+
+from draem_jax.errors import UserError
+
+# What the operating system says when the user can mend it, and how.
+_REMEDIES = {
+  errno.EACCES: 'allow writing and reading there, or name another folder',
+  errno.EPERM: 'allow writing and reading there, or name another folder',
+  errno.EROFS: 'name a folder on a disk that can be written',
+  errno.ENOSPC: 'free some space, or name a folder on another disk',
+  errno.EDQUOT: 'free some space, or name a folder on another disk',
+  errno.ENOTDIR: 'a file stands where a folder is wanted: name another folder',
+}
+
+
+class Stopped(Exception):
+  """The command ends early and in order, with a message and an exit status."""
+
+  def __init__(self, message: str, status: int):
+    super().__init__(message)
+    self.status = status
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses flags; a mistake there is one line and exit status 2."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    _fail(_last_line(error))
+  # A config file may raise anything, and config_flags wraps it in a trace.
+  except Exception as error:
+    _fail(f'--config: {_last_line(error)}')
+
+
+def wrap(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
+  """Makes `main` end with one line where the user can mend what went wrong."""
+
+  def wrapped(argv: list[str]) -> None:
+    _set_up_logging()
+    try:
+      main(argv)
+    except UserError as error:
+      _fail(str(error))
+    except Stopped as stop:
+      print(stop, file=sys.stderr)
+      sys.exit(stop.status)
+    except OSError as error:
+      if error.errno not in _REMEDIES:
+        raise
+      _fail(f'{error.filename}: {error.strerror}: {_REMEDIES[error.errno]}')
+
+  return wrapped
+
+
+def _set_up_logging() -> None:
+  """Our own lines plainly on stderr, those of libraries only if they matter."""
+  absl.logging.set_verbosity(absl.logging.ERROR)
+  warnings.filterwarnings('ignore', module='orbax')
+  handler = logging.StreamHandler()
+  handler.setFormatter(logging.Formatter('%(message)s'))
+  logger = logging.getLogger('draem_jax')
+  logger.handlers = [handler]
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+
+
+def _last_line(error: Exception) -> str:
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return lines[-1] if lines else type(error).__name__
+
+
+def _fail(message: str) -> None:
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(2)

@@ -1,0 +1,175 @@
+"""One category from its files to its results: load, train, evaluate."""
+
+import logging
+import os
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from draem_jax import config as config_lib
+from draem_jax import evaluate, sharding, train, writer
+from draem_jax import workdir as workdir_lib
+from draem_jax.data import demo, mvtec_ad, resident, textures
+from draem_jax.detector import Detector, write_thresholds
+from draem_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+BUILTIN = 'builtin'  # config.data.dir: the category that the package draws.
+
+
+def train_and_evaluate(
+  config: Mapping[str, Any], workdir: str | pathlib.Path
+) -> dict[str, Any]:
+  """Trains what is not trained yet in `workdir`, then evaluates.
+
+  Args:
+    config: the run's config as nested plain values.
+    workdir: the folder of the run.
+
+  Returns:
+    The content of `results.json`.
+
+  Raises:
+    UserError: for what the user can mend.
+    train.Interrupted: if a signal stopped the training.
+  """
+  config_lib.check(config)
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  category, texture_images = _load(config, workdir)
+  kept, held_out = split_holdout(
+    category.train_images,
+    share=config['eval']['holdout'],
+    seed=config['seed'],
+  )
+  fingerprint = {
+    'training images': _checksum(kept),
+    'textures': _checksum(texture_images),
+  }
+  if sharding.is_main_process():
+    workdir_lib.claim(workdir, config, fingerprint)
+  mesh = sharding.make_mesh(config['batch_size'])
+  images, texture_images = resident.put(
+    [kept, texture_images],
+    sharding.replicated(mesh),
+    max_device_share=config['data']['max_device_share'],
+  )
+  trainer = train.Trainer(config, images=images, textures=texture_images)
+  state, lines = train.train(trainer, workdir)
+
+  detector = Detector(
+    trainer.model,
+    jax.device_get(state.variables),
+    image_size=config['image_size'],
+    score_window=config['score_window'],
+    batch_size=config['eval']['batch_size'],
+  )
+  thresholds = detector.choose_thresholds(
+    held_out if len(held_out) else kept,
+    source=(
+      f'{len(held_out)} good images held out of the training'
+      if len(held_out)
+      else f'the {len(kept)} good images of the training'
+    ),
+    quantile=config['eval']['threshold_quantile'],
+    pixel_quantile=config['eval']['pixel_quantile'],
+  )
+  run = {
+    'category': config['category'],
+    'steps': trainer.num_steps,
+    'train_seconds': round(lines.seconds, 1),
+    'images_per_second': writer.typical_rate(lines.lines),
+    'device': sharding.device_name(),
+  }
+  if not sharding.is_main_process():
+    return run
+  write_thresholds(workdir, thresholds)
+  return evaluate.evaluate(
+    detector,
+    category,
+    mask_threshold=config['eval']['mask_threshold'],
+    workdir=workdir,
+    run=run,
+  )
+
+
+def list_categories(config: Mapping[str, Any]) -> list[str]:
+  """The categories that `config.category` names, `'all'` being several."""
+  if config['category'] != 'all':
+    return [config['category']]
+  return mvtec_ad.list_categories(config['data']['dir'])
+
+
+def split_holdout(
+  images: UInt8[np.ndarray, 'n h w 3'], *, share: float, seed: int
+) -> tuple[UInt8[np.ndarray, 'm h w 3'], UInt8[np.ndarray, 'k h w 3']]:
+  """Splits good images into those to train on and those held out.
+
+  Args:
+    images: the good training images.
+    share: of them to hold out, in [0, 1); at least one image if not 0.
+    seed: of the choice.
+
+  Raises:
+    UserError: if nothing would be left to train on.
+  """
+  if not share:
+    return images, images[:0]
+  count = max(1, round(share * len(images)))
+  if count >= len(images):
+    raise UserError(
+      f'config.eval.holdout={share} leaves none of {len(images)} images to'
+      ' train on: take less, or 0'
+    )
+  order = np.random.default_rng(seed).permutation(len(images))
+  return images[np.sort(order[count:])], images[np.sort(order[:count])]
+
+
+def _load(
+  config: Mapping[str, Any], workdir: pathlib.Path
+) -> tuple[mvtec_ad.Category, UInt8[np.ndarray, 't h w 3']]:
+  data = config['data']
+  size = config['image_size']
+  data_dir, exclude = data['dir'], ()
+  if data_dir == BUILTIN:
+    data_dir, exclude = workdir / 'data', (demo.SURFACE,)
+    demo.write_demo_category(data_dir)
+  tfds_dir = data['tfds_dir'] or workdir / 'tfds'
+  _log.info('loading %s', pathlib.Path(data_dir) / config['category'])
+  category = mvtec_ad.load_category(
+    data_dir, config['category'], image_size=size, tfds_dir=tfds_dir
+  )
+  _log.info('loading the textures: %s', data['textures'])
+  texture_images = textures.load_textures(
+    data['textures'], image_size=size, tfds_dir=tfds_dir, exclude=exclude
+  )
+  _log.info(
+    '%d good images to train on, %d to test, %d textures, on %s',
+    len(category.train_images),
+    len(category.test_images),
+    len(texture_images),
+    sharding.device_name(),
+  )
+  return category, texture_images
+
+
+def _checksum(images: np.ndarray) -> str:
+  return f'{zlib.crc32(np.ascontiguousarray(images)):08x}'
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs, so that the second start is quick.
+
+  They lie in `~/.cache/draem_jax`, or where `JAX_COMPILATION_CACHE_DIR` says.
+  """
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(root) / 'draem_jax' / 'xla'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

@@ -1,0 +1,65 @@
+"""The command that trains and evaluates what a config describes.
+
+python -m draem_jax.main --config=configs/mvtec.py:bottle --workdir=runs/bottle
+"""
+
+import pathlib
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from draem_jax import command, experiment, results, sharding, train
+from draem_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'What to run: configs/mvtec.py:bottle, say.'
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run; runs/<category> by default.'
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the categories of the config, one after the other."""
+  if len(argv) > 1:
+    raise UserError(f'unknown argument {argv[1]!r}: flags begin with --')
+  if _CONFIG.value is None:
+    raise UserError('--config is missing: try --config=configs/demo.py')
+  sharding.start_distributed()
+  experiment.use_compilation_cache()
+  config = _CONFIG.value
+  workdir = pathlib.Path(_WORKDIR.value or f'runs/{config.category}')
+  categories = experiment.list_categories(config.to_dict())
+  try:
+    if config.category != 'all':
+      rows = [experiment.train_and_evaluate(config.to_dict(), workdir)]
+    else:
+      rows = [_run_one(config, name, workdir / name) for name in categories]
+  except train.Interrupted as stop:
+    raise command.Stopped(
+      f'stopped and saved at step {stop.step}: the same command goes on from'
+      ' there',
+      128 + stop.signal_number,
+    ) from stop
+  if sharding.is_main_process():
+    if config.category == 'all':
+      results.write_table(workdir / 'results.md', rows)
+    print(results.format_table(rows))
+    print(f'results:  {workdir}')
+    print(f'pictures: {workdir / "figures"}')
+
+
+def _run_one(config: Any, category: str, workdir: pathlib.Path) -> Any:
+  config = config.copy_and_resolve_references()
+  config.category = category
+  return experiment.train_and_evaluate(config.to_dict(), workdir)
+
+
+def run() -> None:
+  """The console entry point."""
+  app.run(command.wrap(main), flags_parser=command.parse_flags)
+
+
+if __name__ == '__main__':
+  run()

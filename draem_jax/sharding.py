@@ -1,0 +1,96 @@
+"""The mesh, its two shardings, and the start of the distributed runtime.
+
+Everything that is the same everywhere (the train state, the images of a
+category, the textures) is replicated; everything that has a batch axis is split
+over the mesh axis `'data'`. Batch norm under `jit` then sees the global batch,
+so that the number of devices changes nothing but the order of float sums.
+"""
+
+import os
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from draem_jax.errors import UserError
+
+# What a cluster's launcher sets on every process that belongs to one run.
+_CLUSTER_VARIABLES = (
+  'JAX_COORDINATOR_ADDRESS',
+  'COORDINATOR_ADDRESS',
+  'SLURM_JOB_NUM_NODES',
+  'TPU_WORKER_HOSTNAMES',
+)
+
+
+def start_distributed() -> None:
+  """Joins the processes of a cluster run; does nothing on a single machine.
+
+  Must run before anything else touches JAX. Slurm and TPU pods are recognised
+  by JAX itself; elsewhere set `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`
+  and `JAX_PROCESS_ID`.
+  """
+  environment = os.environ
+  several = (
+    int(environment.get('JAX_NUM_PROCESSES', '1')) > 1
+    or int(environment.get('SLURM_NTASKS', '1')) > 1
+    or ',' in environment.get('TPU_WORKER_HOSTNAMES', '')
+  )
+  if not several or not any(v in environment for v in _CLUSTER_VARIABLES):
+    return
+  if 'JAX_COORDINATOR_ADDRESS' in environment:
+    jax.distributed.initialize(
+      coordinator_address=environment['JAX_COORDINATOR_ADDRESS'],
+      num_processes=int(environment['JAX_NUM_PROCESSES']),
+      process_id=int(environment['JAX_PROCESS_ID']),
+    )
+  else:
+    jax.distributed.initialize()
+
+
+def make_mesh(batch_size: int) -> Mesh:
+  """A one-axis mesh `('data',)` over every device of every process.
+
+  Raises:
+    UserError: if `batch_size` cannot be split evenly over the devices.
+  """
+  count = jax.device_count()
+  if batch_size % count:
+    raise UserError(
+      f'config.batch_size={batch_size} cannot be split over {count} devices:'
+      f' take a multiple of {count}, or fewer devices'
+    )
+  return jax.make_mesh((count,), ('data',), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of what is the same on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+  """The sharding of what has a batch axis, which must come first."""
+  return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def is_main_process() -> bool:
+  """Whether this process writes the files of the run."""
+  return jax.process_index() == 0
+
+
+def device_name() -> str:
+  """The devices in words, as results name them: `'2 x TFRT_CPU'`."""
+  kind = jax.devices()[0].device_kind
+  return f'{jax.device_count()} x {kind}'
+
+
+def put_batch(batch: np.ndarray, mesh: Mesh) -> jax.Array:
+  """Puts one global host batch on the devices, split over `'data'`.
+
+  Args:
+    batch: [b, ...], the whole batch, equal in every process.
+    mesh: the mesh.
+  """
+  return jax.make_array_from_callback(
+    batch.shape, batch_sharded(mesh), lambda index: batch[index]
+  )

@@ -1,0 +1,472 @@
+"""The train state, the compiled train step, and the loop that drives it."""
+
+import logging
+import pathlib
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+
+from draem_jax import checkpoint, figures, losses, models, sharding
+from draem_jax import writer as writer_lib
+from draem_jax.errors import UserError
+from draem_jax.simulator import simulate
+
+_log = logging.getLogger(__name__)
+
+# Labels that keep the streams of random numbers of one seed apart.
+_INIT_STREAM, _STEP_STREAM, _EPOCH_STREAM = 0, 1, 2
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a step reads and writes, and all that a checkpoint holds."""
+
+  step: Int[Array, '']
+  params: PyTree[Float[Array, '...']]
+  batch_stats: PyTree[Float[Array, '...']]
+  opt_state: optax.OptState
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What `models.Draem.apply` takes."""
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+@flax.struct.dataclass
+class Draw:
+  """Which images and textures a batch is made of, and each example's key."""
+
+  images: Int[Array, 'b']
+  textures: Int[Array, 'b']
+  keys: Key[Array, 'b']
+
+
+class Interrupted(Exception):
+  """A signal ended the training; the state at that step was saved."""
+
+  def __init__(self, step: int, signal_number: int):
+    super().__init__(step)
+    self.step = step
+    self.signal_number = signal_number
+
+
+def make_model(config: Mapping[str, Any]) -> models.Draem:
+  """The networks that `config` describes."""
+  dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+  if config['dtype'] not in dtypes:
+    raise UserError(
+      f'config.dtype={config["dtype"]!r}: take one of {", ".join(dtypes)}'
+    )
+  return models.Draem(**config['model'], dtype=dtypes[config['dtype']])
+
+
+def count_steps(config: Mapping[str, Any], num_images: int) -> int:
+  """Steps of the run: `num_steps`, or what `num_epochs` come to."""
+  if config['num_steps']:
+    return config['num_steps']
+  return -(-config['num_epochs'] * num_images // config['batch_size'])
+
+
+def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
+  """The learning rate by step: multiplied by a factor at each milestone."""
+  return optax.piecewise_constant_schedule(
+    config['learning_rate'],
+    {
+      int(share * num_steps): config['learning_rate_factor']
+      for share in config['learning_rate_milestones']
+    },
+  )
+
+
+def init_state(
+  model: models.Draem,
+  optimizer: optax.GradientTransformation,
+  *,
+  seed: int,
+  image_size: int,
+  mesh: Mesh,
+) -> TrainState:
+  """Initialises the state under `jit`, straight into its sharding."""
+
+  def init(key: Key[Array, '']) -> TrainState:
+    image = jnp.zeros((1, image_size, image_size, 3))
+    variables = model.init(key, image, train=False)
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=variables['params'],
+      batch_stats=variables['batch_stats'],
+      opt_state=optimizer.init(variables['params']),
+    )
+
+  key = jax.random.fold_in(jax.random.key(seed), _INIT_STREAM)
+  return jax.jit(init, out_shardings=sharding.replicated(mesh))(key)
+
+
+def abstract(state: TrainState) -> TrainState:
+  """The shapes, types and shardings of a state, without its values."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    state,
+  )
+
+
+def draw_batch(
+  seed: int,
+  step: Int[Array, ''] | int,
+  *,
+  batch_size: int,
+  num_images: int,
+  num_textures: int,
+  sampling: str,
+) -> Draw:
+  """Draws the examples of one step.
+
+  A function of the seed, the step and the place in the global batch alone, so
+  that devices, hosts and restarts change nothing.
+
+  Args:
+    seed: of the run.
+    step: number of the step, from 0.
+    batch_size: examples of the global batch.
+    num_images: anomaly-free images to draw from.
+    num_textures: anomaly textures to draw from, with replacement.
+    sampling: 'with_replacement' as the release, or 'epochs' as the paper:
+      every image once, in an order new each time, before any comes again.
+  """
+  run_key = jax.random.key(seed)
+  places = jnp.arange(batch_size)
+  step_key = jax.random.fold_in(jax.random.fold_in(run_key, _STEP_STREAM), step)
+  keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(places)
+  image_keys, texture_keys, example_keys = jax.vmap(
+    lambda key: jax.random.split(key, 3), out_axes=1
+  )(keys)
+
+  def uniform_index(key: Key[Array, ''], count: int) -> Int[Array, '']:
+    return jax.random.randint(key, (), 0, count)
+
+  if sampling == 'with_replacement':
+    images = jax.vmap(lambda key: uniform_index(key, num_images))(image_keys)
+  else:
+    epoch_key = jax.random.fold_in(run_key, _EPOCH_STREAM)
+
+    def epoch_index(position: Int[Array, '']) -> Int[Array, '']:
+      key = jax.random.fold_in(epoch_key, position // num_images)
+      return jax.random.permutation(key, num_images)[position % num_images]
+
+    images = jax.vmap(epoch_index)(step * batch_size + places)
+  textures = jax.vmap(lambda key: uniform_index(key, num_textures))(
+    texture_keys
+  )
+  return Draw(images=images, textures=textures, keys=example_keys)
+
+
+def make_train_step(
+  model: models.Draem,
+  optimizer: optax.GradientTransformation,
+  *,
+  mesh: Mesh,
+  data_range: str,
+  simulator: Mapping[str, Any],
+) -> Callable[..., tuple[TrainState, dict[str, Float[Array, '']]]]:
+  """The step from drawn uint8 images and textures to the next state.
+
+  Args:
+    model: the networks.
+    optimizer: turns gradients into updates.
+    mesh: over whose axis `'data'` the batch is split.
+    data_range: see `losses.draem_loss`.
+    simulator: the options of `simulate.simulate`.
+
+  Returns:
+    A function of (state, images uint8 [b h w 3], textures uint8 [b h w 3],
+    keys [b]) that returns the next state and the losses as scalars. It is not
+    compiled yet.
+  """
+  split = sharding.batch_sharded(mesh)
+
+  def train_step(
+    state: TrainState,
+    images: UInt8[Array, 'b h w 3'],
+    textures: UInt8[Array, 'b h w 3'],
+    keys: Key[Array, 'b'],
+  ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
+    images, textures, keys = jax.lax.with_sharding_constraint(
+      (images, textures, keys), split
+    )
+    example = simulate.simulate_batch(keys, images, textures, **simulator)
+    example = jax.lax.with_sharding_constraint(example, split)
+
+    def loss_fn(params: PyTree) -> tuple[Float[Array, ''], Any]:
+      output, updates = model.apply(
+        {'params': params, 'batch_stats': state.batch_stats},
+        example.augmented,
+        train=True,
+        mutable=['batch_stats'],
+      )
+      loss = losses.draem_loss(
+        output, example.image, example.mask, data_range=data_range
+      )
+      return loss.total, (loss, updates['batch_stats'])
+
+    gradients, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(
+      state.params
+    )
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
+    state = TrainState(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+    )
+    return state, {
+      'loss': loss.total,
+      'l2': loss.l2,
+      'ssim': loss.ssim,
+      'focal': loss.focal,
+    }
+
+  return train_step
+
+
+class Trainer:
+  """One run: its data on the devices, its compiled step, its state."""
+
+  def __init__(
+    self,
+    config: Mapping[str, Any],
+    *,
+    images: UInt8[np.ndarray, 'n h w 3'] | Array,
+    textures: UInt8[np.ndarray, 't h w 3'] | Array,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      config: the run's config as nested plain values.
+      images: anomaly-free images. A JAX array stays on the devices and is
+        drawn from inside the step; from a numpy array each batch is fed.
+      textures: anomaly textures, on the same side as `images`.
+    """
+    self.config = config
+    self.mesh = sharding.make_mesh(config['batch_size'])
+    self.model = make_model(config)
+    self.num_steps = count_steps(config, len(images))
+    self.schedule = make_schedule(config, self.num_steps)
+    self.optimizer = optax.adam(self.schedule)
+    self.images, self.textures = images, textures
+    self._draw = jax.jit(self._draw_batch)
+    step = make_train_step(
+      self.model,
+      self.optimizer,
+      mesh=self.mesh,
+      data_range=config['loss']['data_range'],
+      simulator=config['simulator'],
+    )
+
+    def resident_step(
+      state: TrainState, images: Array, textures: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+      draw = self._draw_batch(state.step)
+      return step(
+        state, images[draw.images], textures[draw.textures], draw.keys
+      )
+
+    self._resident = isinstance(images, jax.Array)
+    self._step = jax.jit(
+      resident_step if self._resident else step, donate_argnums=0
+    )
+    self._preview = jax.jit(self._preview_batch)
+
+  def init_state(self) -> TrainState:
+    """The state before the first step."""
+    return init_state(
+      self.model,
+      self.optimizer,
+      seed=self.config['seed'],
+      image_size=self.config['image_size'],
+      mesh=self.mesh,
+    )
+
+  def step(
+    self, state: TrainState, step: int
+  ) -> tuple[TrainState, dict[str, Array]]:
+    """Runs step number `step`; `state` is donated."""
+    if self._resident:
+      return self._step(state, self.images, self.textures)
+    return self._step(state, *self._fetch(step))
+
+  def preview(
+    self, state: TrainState, step: int
+  ) -> tuple[simulate.Example, models.DraemOutput]:
+    """The examples of step `step`, and what the networks make of them."""
+    return jax.device_get(self._preview(state.variables, *self._fetch(step)))
+
+  def _draw_batch(self, step: Int[Array, ''] | int) -> Draw:
+    return draw_batch(
+      self.config['seed'],
+      step,
+      batch_size=self.config['batch_size'],
+      num_images=len(self.images),
+      num_textures=len(self.textures),
+      sampling=self.config['sampling'],
+    )
+
+  def _fetch(self, step: int) -> tuple[Array, Array, Array]:
+    draw = self._draw(step)
+    if self._resident:
+      images, textures = self.images[draw.images], self.textures[draw.textures]
+    else:
+      images = sharding.put_batch(
+        self.images[np.asarray(draw.images)], self.mesh
+      )
+      textures = sharding.put_batch(
+        self.textures[np.asarray(draw.textures)], self.mesh
+      )
+    return images, textures, draw.keys
+
+  def _preview_batch(
+    self, variables: Any, images: Array, textures: Array, keys: Array
+  ) -> tuple[simulate.Example, models.DraemOutput]:
+    example = simulate.simulate_batch(
+      keys, images, textures, **self.config['simulator']
+    )
+    output = self.model.apply(variables, example.augmented, train=False)
+    return example, output
+
+
+def train(
+  trainer: Trainer, workdir: str | pathlib.Path
+) -> tuple[TrainState, writer_lib.Writer]:
+  """Trains to the last step, from the newest checkpoint if there is one.
+
+  Returns:
+    The state after the last step, and the (closed) writer.
+
+  Raises:
+    Interrupted: on SIGTERM or SIGINT, once the state is saved.
+    UserError: if a loss is not finite; the message names the step and the
+      last good checkpoint.
+  """
+  config, workdir = trainer.config, pathlib.Path(workdir)
+  checkpointer = checkpoint.Checkpointer(
+    workdir / 'checkpoints', keep=config['keep_checkpoints']
+  )
+  state = trainer.init_state()
+  restored = checkpointer.restore_latest(abstract(state))
+  first, state = restored or (0, state)
+  if restored:
+    _log.info('going on from %s', checkpointer.folder / str(first))
+  writer = writer_lib.Writer(
+    workdir,
+    first_step=first,
+    num_steps=trainer.num_steps,
+    batch_size=config['batch_size'],
+  )
+  pending = []
+  try:
+    with _SignalWatch() as watch:
+      for step in range(first + 1, trainer.num_steps + 1):
+        state, metrics = trainer.step(state, step - 1)
+        pending.append(metrics)
+        last = step == trainer.num_steps
+        save = last or step % config['checkpoint_every'] == 0 or watch.caught
+        if save or step % config['log_every'] == 0:
+          values = _check_finite(pending, step, checkpointer)
+          values['learning_rate'] = float(trainer.schedule(step - 1))
+          if sharding.is_main_process():
+            writer.write(step, values)
+          pending = []
+        if save:
+          checkpointer.save(step, state)
+        if last or step % config['panel_every'] == 0:
+          _write_panel(trainer, state, step, workdir, writer)
+        if watch.caught and not last:
+          checkpointer.wait()
+          raise Interrupted(step, watch.caught)
+    checkpointer.wait()
+  finally:
+    writer.close()
+    checkpointer.close()
+  return state, writer
+
+
+def _check_finite(
+  pending: list[dict[str, Array]],
+  step: int,
+  checkpointer: checkpoint.Checkpointer,
+) -> dict[str, float]:
+  """The means of the losses of some steps, none of which may be NaN or inf."""
+  steps = jax.device_get(pending)
+  first = step - len(steps) + 1
+  for offset, metrics in enumerate(steps):
+    if not np.isfinite(metrics['loss']):
+      good = checkpointer.steps()
+      where = (
+        f'the last good checkpoint is {checkpointer.folder / str(good[-1])}'
+        if good
+        else 'there is no checkpoint yet'
+      )
+      raise UserError(
+        f'the loss is {metrics["loss"]} at step {first + offset}; {where}:'
+        ' lower config.learning_rate, and take another --workdir'
+      )
+  return {
+    name: float(np.mean([metrics[name] for metrics in steps]))
+    for name in steps[0]
+  }
+
+
+def _write_panel(
+  trainer: Trainer,
+  state: TrainState,
+  step: int,
+  workdir: pathlib.Path,
+  writer: writer_lib.Writer,
+) -> None:
+  example, output = trainer.preview(state, step)
+  if not sharding.is_main_process():
+    return
+  sheet = figures.simulated_sheet(
+    images=example.image,
+    augmented=example.augmented,
+    masks=example.mask,
+    reconstructions=np.clip(output.reconstruction, 0, 1),
+    anomaly_maps=np.asarray(models.anomaly_map(output.logits)),
+  )
+  figures.save_png(workdir / 'figures' / 'simulated.png', sheet)
+  writer.write_panel(step, sheet)
+  writer.skip_time()
+
+
+class _SignalWatch:
+  """Notes SIGTERM and SIGINT instead of dying; a second one ends at once."""
+
+  def __enter__(self) -> '_SignalWatch':
+    self.caught = 0
+    self._before = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+      try:
+        self._before[number] = signal.signal(number, self._note)
+      except ValueError:  # Not the main thread, as in a notebook's worker.
+        _log.info('signals are left alone outside the main thread')
+    return self
+
+  def _note(self, number: int, frame: Any) -> None:
+    del frame
+    if self.caught:
+      signal.signal(number, signal.SIG_DFL)
+      signal.raise_signal(number)
+    self.caught = number
+
+  def __exit__(self, *unused: Any) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)

@@ -1,0 +1,127 @@
+"""The folder of a run: its config, and whether a run there may go on."""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from draem_jax.errors import UserError
+
+# What may differ between a run and its continuation: it changes where things
+# lie, how often something is written or how scores are read, not the weights.
+_FREE_FIELDS = (
+  'checkpoint_every',
+  'data.dir',
+  'data.max_device_share',
+  'data.textures',
+  'data.tfds_dir',
+  'eval.batch_size',
+  'eval.mask_threshold',
+  'eval.pixel_quantile',
+  'eval.threshold_quantile',
+  'keep_checkpoints',
+  'log_every',
+  'panel_every',
+  'profile',
+  'score_window',
+)
+
+
+def write_text(path: str | pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all, its folder included."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(handle, 'w', encoding='utf-8') as file:
+      file.write(text)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    raise
+
+
+def write_json(path: str | pathlib.Path, value: Any) -> None:
+  """Writes `value` as indented JSON, whole or not at all."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """The config of the run in `workdir`, as nested plain values.
+
+  Raises:
+    UserError: if the folder holds no run, or a damaged `config.json`.
+  """
+  return _read(workdir)['config']
+
+
+def claim(
+  workdir: str | pathlib.Path,
+  config: Mapping[str, Any],
+  fingerprint: Mapping[str, str],
+) -> None:
+  """Writes `config.json`, or checks the one there against this run.
+
+  Args:
+    workdir: the folder of the run; made if it is not there.
+    config: the run's config as nested plain values.
+    fingerprint: a checksum for each array that training reads, by name.
+
+  Raises:
+    UserError: if the run there was made with another config or other data;
+      the message names the fields.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  config = json.loads(json.dumps(config))
+  if not path.exists():
+    write_json(path, {'config': config, 'data': dict(fingerprint)})
+    return
+  found = _read(workdir)
+  old, new = _flatten(found['config']), _flatten(config)
+  changed = [
+    f'config.{name}={new.get(name)!r} (there {old.get(name)!r})'
+    for name in sorted(old.keys() | new.keys())
+    if name not in _FREE_FIELDS and old.get(name) != new.get(name)
+  ]
+  changed += [
+    f'other {name}'
+    for name, checksum in fingerprint.items()
+    if found.get('data', {}).get(name, checksum) != checksum
+  ]
+  if changed:
+    raise UserError(
+      f'{workdir} holds a run with another config: {", ".join(changed)};'
+      ' set these as they were to go on, or take another --workdir'
+    )
+  # Fields that are free may have changed: the file says what was used last.
+  write_json(path, {'config': config, 'data': dict(fingerprint)})
+
+
+def _read(workdir: str | pathlib.Path) -> dict[str, Any]:
+  path = pathlib.Path(workdir) / 'config.json'
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+    found['config'].items()
+    return found
+  except FileNotFoundError as error:
+    raise UserError(
+      f'{path} does not exist: --workdir must be the folder of a trained run'
+    ) from error
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise UserError(
+      f'{path} is not the config of a run ({error}): restore it, or take'
+      ' another --workdir'
+    ) from error
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= _flatten(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat

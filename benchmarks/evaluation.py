@@ -66,9 +66,8 @@ def scikit_learn(*, scores, maps, labels, masks):
 
 def curves(*, scores, maps, labels, masks):
   """What the figures ask for besides: four curves and the best F1."""
-  for values, truth in ((scores, labels), (maps, masks)):
-    metrics.roc_curve(values, truth, max_points=1000)
-    metrics.precision_recall_curve(values, truth, max_points=1000)
+  metrics.curves(scores, labels)
+  metrics.curves(maps, masks, max_points=1000)
   return metrics.best_f1(scores, labels)
 
 

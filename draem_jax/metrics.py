@@ -1,7 +1,7 @@
 """AUROC, AP and AUPRO of a test split, exact over all thresholds.
 
-Everything here is numpy on the host. A score is the higher the more anomalous;
-an image or a pixel is called anomalous when its score is at least the
+Everything here is numpy on the host. The higher a score the more anomalous; an
+image or a pixel is called anomalous when its score is greater than the
 threshold.
 
 All figures come from one sweep of the threshold (`_sweep`). It stops only at
@@ -32,12 +32,21 @@ class RocCurve(NamedTuple):
 class PrecisionRecallCurve(NamedTuple):
   """Points of a precision-recall curve, recall ascending to 1.
 
-  Precision holds from one recall to the next (a step function, no straight
-  lines between the points), as average precision sums it.
+  A step function: from one recall to the next the precision of the latter
+  holds, as average precision sums it.
   """
 
   recall: Float[np.ndarray, 'k']
   precision: Float[np.ndarray, 'k']
+
+
+class Curves(NamedTuple):
+  """Both curves of one set of scores, and the areas under them."""
+
+  roc: RocCurve
+  precision_recall: PrecisionRecallCurve
+  auroc: float
+  average_precision: float
 
 
 class Rates(NamedTuple):
@@ -139,52 +148,37 @@ def aupro(
   return _figures(_sweep(maps, masks, _region_weights(masks)))[2]
 
 
-def roc_curve(
+def curves(
   scores: Float[np.ndarray, '*n'],
   labels: Bool[np.ndarray, '*n'],
   *,
   max_points: int | None = None,
-) -> RocCurve | None:
-  """All corners of the ROC curve, or about `max_points` of them for drawing.
+) -> Curves | None:
+  """ROC and precision-recall curve, and the areas under them.
 
   Args:
     scores: Scores of images or pixels.
     labels: True for anomalous ones.
-    max_points: Thin the curve to this many points, evenly along its length.
+    max_points: Thin each curve, for drawing, to this many points, evenly along
+      its length. The areas stay those of the full curves.
 
   Returns:
-    The curve, or None when one of the two classes is missing.
+    The curves, or None when one of the two classes is missing. Without
+    thinning they hold every corner.
   """
   sweep = _sweep(scores, labels)
   if not sweep.defined:
     return None
-  fpr, tpr = _corners(sweep, sweep.true_positives / sweep.num_positives)
-  return RocCurve(*_thin(fpr, tpr, max_points))
-
-
-def precision_recall_curve(
-  scores: Float[np.ndarray, '*n'],
-  labels: Bool[np.ndarray, '*n'],
-  *,
-  max_points: int | None = None,
-) -> PrecisionRecallCurve | None:
-  """Precision at each recall that some threshold reaches.
-
-  Args:
-    scores: Scores of images or pixels.
-    labels: True for anomalous ones.
-    max_points: Thin the curve to this many points, evenly along its length.
-
-  Returns:
-    The curve, or None when one of the two classes is missing. It starts at
-    recall 0 with the precision of the highest threshold.
-  """
-  sweep = _sweep(scores, labels)
-  if not sweep.defined:
-    return None
-  recall = np.append(0.0, sweep.true_positives / sweep.num_positives)
-  precision = np.append(sweep.precision[0], sweep.precision)
-  return PrecisionRecallCurve(*_thin(recall, precision, max_points))
+  recall = sweep.true_positives / sweep.num_positives
+  # Recall 0 takes the precision of the highest threshold.
+  steps = np.append(0.0, recall), np.append(sweep.precision[0], sweep.precision)
+  area, precision, _ = _figures(sweep)
+  return Curves(
+    roc=RocCurve(*_thin(*_corners(sweep, recall), max_points)),
+    precision_recall=PrecisionRecallCurve(*_thin(*steps, max_points)),
+    auroc=area,
+    average_precision=precision,
+  )
 
 
 def rates_at_threshold(
@@ -192,9 +186,9 @@ def rates_at_threshold(
   labels: Bool[np.ndarray, 'n'],
   threshold: float,
 ) -> Rates:
-  """Rates and counts when scores of at least `threshold` are anomalous."""
+  """Rates and counts when scores greater than `threshold` are anomalous."""
   scores, labels = _checked(scores, labels)
-  called = scores >= threshold
+  called = scores > threshold
   tp = int(np.sum(called & labels))
   fp = int(np.sum(called & ~labels))
   fn = int(np.sum(labels)) - tp
@@ -220,25 +214,29 @@ def best_f1(
     labels: True for anomalous ones.
 
   Returns:
-    F1 and the threshold, itself one of the scores (the highest where several
-    are as good); both None without an anomalous sample.
+    F1 and the threshold, which is the highest score that it leaves as good;
+    both None without an anomalous sample.
   """
+  scores = np.asarray(scores)
   sweep = _sweep(scores, labels)
   if not sweep.num_positives:
     return None, None
   called = sweep.true_positives + sweep.false_positives
   f1 = 2 * sweep.true_positives / (called + sweep.num_positives)
   best = int(np.argmax(f1))
-  return float(f1[best]), float(sweep.thresholds[best])
+  lowest = sweep.thresholds[best]
+  left = scores[scores < lowest]
+  threshold = left.max() if left.size else np.nextafter(lowest, -np.inf)
+  return float(f1[best]), float(threshold)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sweep:
   """Counts at each distinct score of an anomalous sample, from high to low.
 
-  `false_positives_above` is the number of normal samples over the threshold,
-  `false_positives` counts those that tie with it as well. `overlap` is the
-  weighted counterpart of `true_positives`, None without weights.
+  `true_positives` and `false_positives` have at least that score,
+  `false_positives_above` more. `overlap` is the weighted counterpart of
+  `true_positives`, None without weights.
   """
 
   thresholds: Float[np.ndarray, 't']

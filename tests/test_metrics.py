@@ -175,38 +175,43 @@ def test_disagreeing_shapes_and_nan_are_errors():
 @pytest.mark.parametrize('kind', KINDS)
 def test_curves_hold_the_points_of_scikit_learn(kind):
   scores, labels = draw(kind, (400,), seed=1)
-  roc = metrics.roc_curve(scores, labels)
+  curves = metrics.curves(scores, labels)
   fpr, tpr, _ = sklearn_metrics.roc_curve(labels, scores)
-  ours = set(zip(*(np.round(axis, 12) for axis in roc), strict=True))
+  ours = set(zip(*(np.round(axis, 12) for axis in curves.roc), strict=True))
   assert ours >= set(zip(np.round(fpr, 12), np.round(tpr, 12), strict=True))
-  assert sklearn_metrics.auc(*roc) == pytest.approx(
-    metrics.auroc(scores, labels)
-  )
+  assert sklearn_metrics.auc(*curves.roc) == pytest.approx(curves.auroc)
+  assert curves.auroc == metrics.auroc(scores, labels)
 
-  curve = metrics.precision_recall_curve(scores, labels)
-  area = np.sum(np.diff(curve.recall) * curve.precision[1:])
-  assert area == pytest.approx(metrics.average_precision(scores, labels))
-  assert curve.recall[0] == 0 and curve.recall[-1] == 1
+  recall, precision = curves.precision_recall
+  area = np.sum(np.diff(recall) * precision[1:])
+  assert area == pytest.approx(curves.average_precision)
+  assert curves.average_precision == metrics.average_precision(scores, labels)
+  assert recall[0] == 0 and recall[-1] == 1
+
+
+def test_curves_without_both_classes_are_none():
+  assert metrics.curves(np.ones(3), np.zeros(3, bool)) is None
+  assert metrics.curves(np.ones(3), np.ones(3, bool)) is None
 
 
 def test_thinned_curves_stay_close():
   scores, labels = draw('continuous', (40_000,), seed=2)
-  full = metrics.roc_curve(scores, labels)
-  thin = metrics.roc_curve(scores, labels, max_points=200)
-  assert len(thin.false_positive_rate) <= 200 < len(full.false_positive_rate)
-  assert thin.false_positive_rate[-1] == thin.true_positive_rate[-1] == 1
-  slanted = full.false_positive_rate > 0  # The start of the curve is vertical.
+  full = metrics.curves(scores, labels)
+  thinned = metrics.curves(scores, labels, max_points=200)
+  assert thinned.auroc == full.auroc
+  fpr, tpr = thinned.roc
+  assert len(fpr) <= 200 < len(full.roc.false_positive_rate)
+  assert fpr[-1] == tpr[-1] == 1
+  slanted = full.roc.false_positive_rate > 0  # The curve starts vertically.
   np.testing.assert_allclose(
-    np.interp(full.false_positive_rate[slanted], *thin),
-    full.true_positive_rate[slanted],
+    np.interp(full.roc.false_positive_rate[slanted], fpr, tpr),
+    full.roc.true_positive_rate[slanted],
     atol=2 / 199,
   )
-  recall, precision = metrics.precision_recall_curve(
-    scores, labels, max_points=200
-  )
+  recall, precision = thinned.precision_recall
   assert len(recall) <= 200 and recall[0] == 0 and recall[-1] == 1
   assert np.sum(np.diff(recall) * precision[1:]) == pytest.approx(
-    sklearn_metrics.average_precision_score(labels, scores), abs=0.01
+    full.average_precision, abs=0.01
   )
 
 
@@ -214,7 +219,7 @@ def test_rates_at_threshold_agree_with_scikit_learn():
   scores, labels = draw('ties', (300,), seed=6)
   for threshold in (0.0, 0.25, 0.5, 2.0):
     rates = metrics.rates_at_threshold(scores, labels, threshold)
-    called = scores >= threshold
+    called = scores > threshold
     confusion = sklearn_metrics.confusion_matrix(labels, called)
     assert confusion.ravel().tolist() == [
       rates.true_negatives,
@@ -244,12 +249,18 @@ def test_best_f1_is_the_best_of_all_thresholds(kind):
   scores, labels = draw(kind, (200,), seed=7)
   best, threshold = metrics.best_f1(scores, labels)
   reached = {
-    float(score): sklearn_metrics.f1_score(labels, scores >= score)
-    for score in np.unique(scores)
+    float(score): sklearn_metrics.f1_score(labels, scores > score)
+    for score in (-9.0, *np.unique(scores)[:-1])
   }
   assert best == pytest.approx(max(reached.values()))
-  assert reached[threshold] == pytest.approx(best)
   assert metrics.rates_at_threshold(scores, labels, threshold).f1 == best
+
+
+def test_best_f1_may_call_everything_anomalous():
+  scores = np.array([0.5, 0.9], np.float32)
+  best, threshold = metrics.best_f1(scores, np.ones(2, bool))
+  assert best == 1.0 and threshold < 0.5
+  assert metrics.rates_at_threshold(scores, np.ones(2, bool), threshold).f1 == 1
 
 
 def test_best_f1_without_an_anomalous_sample_is_none():

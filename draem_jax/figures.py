@@ -1,0 +1,392 @@
+"""Pictures made of images: heat maps, panels, galleries, sheets of examples.
+
+Images are uint8 or float in [0, 1], RGB. Anomaly maps are probabilities in
+[0, 1] and always drawn on this scale, so that pictures compare and a good image
+looks clean. Colours are Okabe and Ito's, which colour-blind readers tell apart,
+and for maps inferno, which is perceptually uniform.
+"""
+
+import functools
+import os
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageColor
+
+from draem_jax.page import GRAY, Page
+
+GOOD_COLOR = '#0072B2'
+ANOMALOUS_COLOR = '#D55E00'
+OUTLINE_COLOR = '#56E0FF'
+
+_MARGIN = 16
+_GAP = 12
+# Pixels of the longer side of a tile: in panels, and where there are many.
+_MIN_TILE, _MAX_TILE = 256, 512
+_SMALL_TILE = 176
+# Opacity of the heat map where the map is 1, and how fast it is reached.
+_MAX_OPACITY = 0.7
+_OPACITY_GAIN = 1.8
+
+_Picture = UInt8[np.ndarray, 'h w 3'] | Float[np.ndarray, 'h w 3']
+
+
+def save_png(
+  path: str | pathlib.Path, picture: UInt8[np.ndarray, 'h w 3']
+) -> None:
+  """Writes a PNG whole or not at all, its folder included."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(handle, 'wb') as file:
+      # Half the time of the default level for a tenth more bytes.
+      Image.fromarray(picture).save(file, format='PNG', compress_level=3)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  except BaseException:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+    raise
+
+
+def heat_map_overlay(
+  image: _Picture, anomaly_map: Float[np.ndarray, 'h w']
+) -> UInt8[np.ndarray, 'h w 3']:
+  """The image with its anomaly map over it.
+
+  The map's opacity grows with its value: where it is 0 the image is untouched.
+
+  Args:
+    image: The image.
+    anomaly_map: Its map, of the same size; clipped to [0, 1].
+
+  Raises:
+    ValueError: if the sizes differ.
+  """
+  image = _as_uint8(image)
+  if image.shape[:2] != np.shape(anomaly_map):
+    raise ValueError(
+      f'An image of shape {image.shape} and a map of shape '
+      f'{np.shape(anomaly_map)} do not fit.'
+    )
+  levels = _levels(anomaly_map)
+  keep, add = _overlay_tables()
+  return (image * keep[levels] + add[levels]).astype(np.uint8)
+
+
+def colorize(
+  anomaly_map: Float[np.ndarray, 'h w'],
+) -> UInt8[np.ndarray, 'h w 3']:
+  """The anomaly map in inferno's colours, black at 0 and pale yellow at 1."""
+  return _inferno()[_levels(anomaly_map)]
+
+
+def draw_outline(
+  picture: UInt8[np.ndarray, 'h w 3'], mask: Bool[np.ndarray, 'h w']
+) -> UInt8[np.ndarray, 'h w 3']:
+  """The picture with the border of the mask in `OUTLINE_COLOR`.
+
+  The line is two pixels wide, one on each side of the border.
+  """
+  mask = np.asarray(mask, bool)
+  down = mask[1:] != mask[:-1]
+  right = mask[:, 1:] != mask[:, :-1]
+  border = np.zeros(mask.shape, bool)
+  border[1:] |= down
+  border[:-1] |= down
+  border[:, 1:] |= right
+  border[:, :-1] |= right
+  picture = picture.copy()
+  picture[border] = ImageColor.getrgb(OUTLINE_COLOR)
+  return picture
+
+
+def panel(
+  *,
+  image: _Picture,
+  anomaly_map: Float[np.ndarray, 'h w'],
+  score: float,
+  name: str,
+  label: str | None = None,
+  reconstruction: Float[np.ndarray, 'h w 3'] | None = None,
+  mask: Bool[np.ndarray, 'h w'] | None = None,
+  threshold: float | None = None,
+) -> UInt8[np.ndarray, 'H W 3']:
+  """All there is to see of one image, in a row under a line of text.
+
+  Args:
+    image: The input.
+    anomaly_map: Its anomaly map.
+    score: Its score.
+    name: What to call it, a file name as a rule.
+    label: The kind of defect, 'good' for none; None when unknown.
+    reconstruction: Its reconstruction; left out when None.
+    mask: Ground truth, outlined on the map; None when unknown.
+    threshold: Gives the verdict: anomalous when the score is greater.
+  """
+  size = min(max(*image.shape[:2], _MIN_TILE), _MAX_TILE)
+  image, anomaly_map = _fit(image, size), _fit_map(anomaly_map, size)
+  tiles = {'Input': image}
+  if reconstruction is not None:
+    tiles['Reconstruction'] = _fit(reconstruction, size)
+  tiles['Heat map'] = heat_map_overlay(image, anomaly_map)
+  if mask is not None and np.any(mask):
+    tiles['Anomaly map, ground truth outlined'] = draw_outline(
+      colorize(anomaly_map), _fit_map(mask, size) >= 0.5
+    )
+  else:
+    tiles['Anomaly map'] = colorize(anomaly_map)
+
+  height, width = image.shape[:2]
+  column = max(width, _MIN_TILE) + _GAP
+  top, scale_width = _MARGIN + 56, 44
+  page = Page(
+    2 * _MARGIN + len(tiles) * column - _GAP + scale_width,
+    top + height + _MARGIN,
+  )
+  _write_headline(page, name, label, score, threshold)
+  for number, (caption, tile) in enumerate(tiles.items()):
+    left = _MARGIN + number * column
+    page.write((left, top - 14), caption, color=GRAY)
+    page.paste(tile, (left, top))
+  _draw_scale(page, (left + width + _GAP, top), height)
+  return page.array
+
+
+def mistakes_gallery(
+  *,
+  images: Sequence[_Picture],
+  anomaly_maps: Float[np.ndarray, 'n h w'],
+  scores: Float[np.ndarray, 'n'],
+  labels: Sequence[str],
+  names: Sequence[str],
+  masks: Bool[np.ndarray, 'n h w'] | None = None,
+  threshold: float | None = None,
+  count: int = 6,
+) -> UInt8[np.ndarray, 'H W 3']:
+  """The good images that score highest and the anomalous that score lowest.
+
+  Args:
+    images: Inputs.
+    anomaly_maps: Their maps.
+    scores: Their scores.
+    labels: The kind of defect of each, 'good' for none.
+    names: What to call them.
+    masks: Ground truth, outlined in the heat maps.
+    threshold: Tells mistakes from near misses: an image whose score is greater
+      is called anomalous.
+    count: How many of each.
+  """
+  order = np.argsort(scores, kind='stable')
+  good = [index for index in order[::-1] if labels[index] == 'good']
+  anomalous = [index for index in order if labels[index] != 'good']
+  sections = {
+    'Good images with the highest scores': good[:count],
+    'Anomalous images with the lowest scores': anomalous[:count],
+  }
+  cell = _SMALL_TILE + _GAP
+  heading, caption = 32, 48
+  height = heading + 2 * cell + caption
+  page = Page(2 * _MARGIN + count * cell - _GAP, _MARGIN + 2 * height)
+  for section, (title, chosen) in enumerate(sections.items()):
+    top = _MARGIN + section * height
+    page.write((_MARGIN, top + 8), title, size=15, bold=True)
+    if not chosen:
+      page.write((_MARGIN, top + heading + 8), 'There is none.', color=GRAY)
+    for column, index in enumerate(chosen):
+      left = _MARGIN + column * cell
+      image = _fit(images[index], _SMALL_TILE)
+      overlay = heat_map_overlay(
+        image, _fit_map(anomaly_maps[index], _SMALL_TILE)
+      )
+      if masks is not None:
+        mask = _fit_map(masks[index], _SMALL_TILE) >= 0.5
+        overlay = draw_outline(overlay, mask)
+      page.paste(image, (left, top + heading))
+      page.paste(overlay, (left, top + heading + cell))
+      _write_caption(
+        page,
+        (left, top + heading + 2 * cell),
+        names[index],
+        labels[index],
+        float(scores[index]),
+        threshold,
+      )
+  return page.array
+
+
+def simulated_sheet(
+  *,
+  images: Float[np.ndarray, 'n h w 3'],
+  augmented: Float[np.ndarray, 'n h w 3'],
+  masks: Float[np.ndarray, 'n h w'],
+  reconstructions: Float[np.ndarray, 'n h w 3'] | None = None,
+  anomaly_maps: Float[np.ndarray, 'n h w'] | None = None,
+  max_examples: int = 8,
+) -> UInt8[np.ndarray, 'H W 3']:
+  """Simulated examples as the networks see them, one a row.
+
+  Args:
+    images: Anomaly-free images, the target of the reconstruction.
+    augmented: The same with simulated anomalies, the input.
+    masks: 1 where the anomaly is.
+    reconstructions: What the network makes of the input.
+    anomaly_maps: Where it sees the anomaly; the mask is outlined.
+    max_examples: How many of the examples to show.
+  """
+  rows = range(min(len(images), max_examples))
+  masks = [_fit_map(masks[row], _SMALL_TILE) for row in rows]
+  columns = {
+    'Image': [_fit(images[row], _SMALL_TILE) for row in rows],
+    'Augmented': [_fit(augmented[row], _SMALL_TILE) for row in rows],
+    'Mask': [_as_uint8(np.repeat(mask[..., None], 3, -1)) for mask in masks],
+  }
+  if reconstructions is not None:
+    columns['Reconstruction'] = [
+      _fit(reconstructions[row], _SMALL_TILE) for row in rows
+    ]
+  if anomaly_maps is not None:
+    columns['Anomaly map, mask outlined'] = [
+      draw_outline(
+        colorize(_fit_map(anomaly_maps[row], _SMALL_TILE)), masks[row] >= 0.5
+      )
+      for row in rows
+    ]
+  cell, top = _SMALL_TILE + _GAP, _MARGIN + 22
+  page = Page(
+    2 * _MARGIN + len(columns) * cell - _GAP,
+    top + len(rows) * cell - _GAP + _MARGIN,
+  )
+  for column, (caption, tiles) in enumerate(columns.items()):
+    left = _MARGIN + column * cell
+    page.write((left, _MARGIN + 7), caption, color=GRAY, size=12)
+    for row, tile in enumerate(tiles):
+      page.paste(tile, (left, top + row * cell))
+  return page.array
+
+
+def _write_headline(
+  page: Page,
+  name: str,
+  label: str | None,
+  score: float,
+  threshold: float | None,
+) -> None:
+  """Name on the left; score, verdict and what it is worth on the right."""
+  middle, right = _MARGIN + 10, page.width - _MARGIN
+  text = f'score {number(score)}'
+  if threshold is not None:
+    verdict, outcome, color = _judge(score, label, threshold)
+    right -= page.write_badge((right, middle), verdict, color, size=12) + 10
+    text += f', threshold {number(threshold)}'
+    text += f', {outcome}' if outcome else ''
+  right -= page.write((right, middle), text, size=14, anchor='rm') + 24
+  title = name if label is None else f'{name}  ({label})'
+  page.write(
+    (_MARGIN, middle), title, size=15, bold=True, width=right - _MARGIN
+  )
+
+
+def _write_caption(
+  page: Page,
+  corner: tuple[int, int],
+  name: str,
+  label: str,
+  score: float,
+  threshold: float | None,
+) -> None:
+  """Two lines under a picture of the gallery."""
+  left, top = corner
+  page.write((left, top + 4), name, size=11, width=_SMALL_TILE)
+  page.write((left, top + 22), f'score {number(score)}', size=11, color=GRAY)
+  if threshold is not None:
+    _, outcome, color = _judge(score, label, threshold)
+    color = GRAY if outcome == 'correct' else color
+    right = left + _SMALL_TILE
+    page.write_badge((right, top + 22), outcome, color, size=10)
+
+
+def _judge(
+  score: float, label: str | None, threshold: float
+) -> tuple[str, str | None, str]:
+  """Verdict, what it is worth (None when the truth is unknown), its colour."""
+  called = score > threshold
+  verdict = 'anomalous' if called else 'good'
+  color = ANOMALOUS_COLOR if called else GOOD_COLOR
+  if label is None:
+    return verdict, None, color
+  if called == (label != 'good'):
+    return verdict, 'correct', color
+  return verdict, 'false alarm' if called else 'missed', color
+
+
+def _draw_scale(page: Page, corner: tuple[int, int], height: int) -> None:
+  """The colours of the map from 1 at the top to 0."""
+  left, top = corner
+  values = np.repeat(np.linspace(1, 0, height)[:, None], 10, axis=1)
+  page.paste(colorize(values), corner)
+  for value, anchor in ((1, 'lt'), (0.5, 'lm'), (0, 'lb')):
+    y = top + (1 - value) * (height - 1)
+    page.write((left + 15, y), f'{value:g}', size=11, color=GRAY, anchor=anchor)
+
+
+def number(value: float) -> str:
+  """A score in few characters; small ones keep two digits."""
+  return f'{value:.3f}' if value == 0 or value >= 0.01 else f'{value:.2g}'
+
+
+def _as_uint8(picture: _Picture) -> UInt8[np.ndarray, 'h w 3']:
+  picture = np.asarray(picture)
+  if picture.dtype == np.uint8:
+    return picture
+  return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _fitted_size(shape: Sequence[int], size: int) -> tuple[int, int]:
+  """Width and height, as PIL wants them, with the longer side at `size`."""
+  scale = size / max(shape[:2])
+  return max(round(shape[1] * scale), 1), max(round(shape[0] * scale), 1)
+
+
+def _fit(picture: _Picture, size: int) -> UInt8[np.ndarray, 'h w 3']:
+  """The picture with its longer side at `size`."""
+  fitted = _fitted_size(picture.shape, size)
+  image = Image.fromarray(_as_uint8(picture))
+  return np.asarray(image.resize(fitted, Image.Resampling.BICUBIC))
+
+
+def _fit_map(
+  anomaly_map: Float[np.ndarray, 'h w'], size: int
+) -> Float[np.ndarray, 'h w']:
+  """The map, or a mask as one, with its longer side at `size`."""
+  fitted = _fitted_size(anomaly_map.shape, size)
+  image = Image.fromarray(np.asarray(anomaly_map, np.float32))
+  return np.asarray(image.resize(fitted, Image.Resampling.BILINEAR))
+
+
+def _levels(anomaly_map: Float[np.ndarray, 'h w']) -> UInt8[np.ndarray, 'h w']:
+  """The map in 256 levels; 0 stays 0."""
+  return (np.clip(anomaly_map, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+@functools.cache
+def _inferno() -> UInt8[np.ndarray, '256 3']:
+  colors = matplotlib.colormaps['inferno'](np.arange(256))[:, :3]
+  return (colors * 255 + 0.5).astype(np.uint8)
+
+
+@functools.cache
+def _overlay_tables() -> tuple[np.ndarray, np.ndarray]:
+  """For each level: factor of the image, and the colour that is added.
+
+  The ends of inferno are left out: over an image black would read as shadow,
+  and pale yellow would vanish on white.
+  """
+  values = np.linspace(0, 1, 256, dtype=np.float32)
+  opacity = (_MAX_OPACITY * np.minimum(_OPACITY_GAIN * values, 1))[:, None]
+  colors = _inferno()[(76 + 146 * values).astype(int)].astype(np.float32)
+  return 1 - opacity, opacity * colors + 0.5

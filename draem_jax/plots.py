@@ -1,0 +1,177 @@
+"""Curves and histograms of a test split, drawn by matplotlib.
+
+Only matplotlib's objects are used, no pyplot: nothing global changes, and
+nothing asks for a display.
+"""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from draem_jax import figures, metrics
+from draem_jax.page import GRAY, INK, LIGHT
+
+IMAGE_COLOR = '#009E73'
+PIXEL_COLOR = '#CC79A7'
+_DPI = 130
+_MAX_POINTS = 1000
+
+
+def curves_figure(
+  path: str | pathlib.Path,
+  *,
+  scores: Float[np.ndarray, 'n'],
+  labels: Bool[np.ndarray, 'n'],
+  maps: Float[np.ndarray, 'n h w'] | None = None,
+  masks: Bool[np.ndarray, 'n h w'] | None = None,
+  threshold: float | None = None,
+) -> None:
+  """Writes the ROC and precision-recall curves of images and pixels.
+
+  Args:
+    path: The PNG file.
+    scores: Image scores.
+    labels: True for anomalous images.
+    maps: Anomaly maps; None leaves the pixels out.
+    masks: True for anomalous pixels; None leaves the pixels out.
+    threshold: Marked on the curves of images.
+  """
+  figure = Figure(figsize=(10, 4.7), dpi=_DPI, layout='constrained')
+  roc, precision = figure.subplots(1, 2)
+  _style(roc, 'ROC', 'False positive rate', 'True positive rate')
+  _style(precision, 'Precision and recall', 'Recall', 'Precision')
+  for axes in (roc, precision):
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
+  roc.plot([0, 1], [0, 1], color=GRAY, linestyle=':', linewidth=1)
+  _plot_curves(roc, precision, 'images', scores, labels, IMAGE_COLOR, '-')
+  if maps is not None and masks is not None:
+    _plot_curves(roc, precision, 'pixels', maps, masks, PIXEL_COLOR, '--')
+  if threshold is not None:
+    _mark_threshold(roc, precision, scores, labels, threshold)
+  roc.legend(loc='lower right', frameon=False)
+  precision.legend(loc='lower left', frameon=False)
+  _save(path, figure)
+
+
+def score_histogram(
+  path: str | pathlib.Path,
+  *,
+  scores: Float[np.ndarray, 'n'],
+  labels: Bool[np.ndarray, 'n'],
+  threshold: float | None = None,
+) -> None:
+  """Writes the histogram of the scores, every image a dot beneath it.
+
+  Args:
+    path: The PNG file.
+    scores: Image scores.
+    labels: True for anomalous images.
+    threshold: Drawn as a line.
+  """
+  scores, labels = np.asarray(scores), np.asarray(labels, bool)
+  figure = Figure(figsize=(8, 4.4), dpi=_DPI, layout='constrained')
+  bars, dots = figure.subplots(
+    2, 1, sharex=True, gridspec_kw={'height_ratios': (5, 1)}
+  )
+  _style(bars, 'Image scores', '', 'Images')
+  _style(dots, '', 'Score', '')
+  end = max(float(scores.max(initial=0)), threshold or 0, 1e-6) * 1.02
+  edges = np.linspace(0, end, 41)
+  jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(scores))
+  kinds = (
+    ('good', ~labels, figures.GOOD_COLOR, 1),
+    ('anomalous', labels, figures.ANOMALOUS_COLOR, 0),
+  )
+  for kind, chosen, color, row in kinds:
+    label = f'{kind} ({int(chosen.sum())})'
+    bars.hist(scores[chosen], edges, color=color, alpha=0.6, label=label)
+    bars.hist(scores[chosen], edges, color=color, histtype='step')
+    dots.scatter(
+      *(scores[chosen], row + jitter[chosen]),
+      **{'s': 14, 'color': color, 'alpha': 0.6, 'linewidth': 0},
+    )
+  dots.set(yticks=(1, 0), yticklabels=('good', 'anomalous'), ylim=(-0.6, 1.6))
+  bars.yaxis.get_major_locator().set_params(integer=True)
+  if threshold is not None:
+    for axes in (bars, dots):
+      axes.axvline(threshold, color=INK, linewidth=1.2, linestyle='--')
+    bars.plot(
+      *([], []),
+      **{'color': INK, 'linewidth': 1.2, 'linestyle': '--'},
+      label=f'threshold {figures.number(threshold)}',
+    )
+  bars.legend(frameon=False)
+  _save(path, figure)
+
+
+def _plot_curves(
+  roc: Axes,
+  precision: Axes,
+  level: str,
+  scores: np.ndarray,
+  labels: np.ndarray,
+  color: str,
+  line: str,
+) -> None:
+  """Adds both curves of one level; a line of the legend says if undefined."""
+  style = {'color': color, 'linestyle': line, 'linewidth': 2}
+  curves = metrics.curves(scores, labels, max_points=_MAX_POINTS)
+  if curves is None:
+    for axes in (roc, precision):
+      axes.plot([], [], label=f'{level}: undefined', **style)
+    return
+  roc.plot(*curves.roc, label=f'{level}, AUROC {curves.auroc:.3f}', **style)
+  precision.plot(
+    *curves.precision_recall,
+    label=f'{level}, AP {curves.average_precision:.3f}',
+    drawstyle='steps-pre',
+    **style,
+  )
+
+
+def _mark_threshold(
+  roc: Axes,
+  precision: Axes,
+  scores: np.ndarray,
+  labels: np.ndarray,
+  threshold: float,
+) -> None:
+  """Marks where the threshold stands on the curves of images."""
+  rates = metrics.rates_at_threshold(scores, labels, threshold)
+  recall, false_alarms = rates.true_positive_rate, rates.false_positive_rate
+  if recall is None or false_alarms is None:
+    return
+  called = rates.true_positives + rates.false_positives
+  points = [(roc, false_alarms, recall)]
+  if called:
+    points.append((precision, recall, rates.true_positives / called))
+  for axes, x, y in points:
+    axes.plot(
+      *([x], [y]),
+      **{'marker': 'o', 'markersize': 8, 'linestyle': '', 'zorder': 3},
+      **{'color': IMAGE_COLOR, 'markeredgecolor': 'white'},
+      label=f'threshold {figures.number(threshold)}',
+      clip_on=False,
+    )
+
+
+def _style(axes: Axes, title: str, x: str, y: str) -> None:
+  """Title on the left, light grid, no box."""
+  axes.set_title(title, loc='left', fontweight='bold', color=INK, fontsize=12)
+  axes.set_xlabel(x, color=INK)
+  axes.set_ylabel(y, color=INK)
+  axes.tick_params(color=LIGHT, labelcolor=INK)
+  axes.grid(color=LIGHT, linewidth=0.6)
+  axes.set_axisbelow(True)
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.spines[['left', 'bottom']].set_color(LIGHT)
+
+
+def _save(path: str | pathlib.Path, figure: Figure) -> None:
+  canvas = FigureCanvasAgg(figure)
+  canvas.draw()
+  figures.save_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -17,6 +17,8 @@ from draem_jax.errors import UserError
 LAYOUT = '<category>/train/good/*.png'
 GOOD = 'good'
 
+PathLike = str | os.PathLike[str]
+
 _log = logging.getLogger(__name__)
 
 # What systems and archives leave beside images.
@@ -71,6 +73,11 @@ def list_categories(data_dir: PathLike) -> list[str]:
 
 
 def find_category(data_dir: pathlib.Path, category: str) -> pathlib.Path:
+  """The folder of a category.
+
+  Raises:
+    UserError: if it does not exist or has no `train/good`.
+  """
   names = list_categories(data_dir)
   if category in names:
     return data_dir / category
@@ -84,7 +91,15 @@ def find_category(data_dir: pathlib.Path, category: str) -> pathlib.Path:
 
 
 def read_layout(folder: pathlib.Path) -> Layout:
-  """Pairs images and masks, and complains about what has no partner."""
+  """Pairs images and masks.
+
+  Args:
+    folder: of the category.
+
+  Raises:
+    UserError: if there are no good images to train on, or an image or a mask
+      has no partner.
+  """
   train = _list_images(folder / 'train' / GOOD)
   if not train:
     raise UserError(

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import io
 import logging
-import os
 import pathlib
 import re
 import sys
@@ -23,6 +22,7 @@ from draem_jax.data.layout import (
   LAYOUT,
   Layout,
   Member,
+  PathLike,
   find_category,
   list_categories,
   read_layout,
@@ -61,8 +61,6 @@ __all__ = [
   'load_category',
   'resize_bilinear',
 ]
-
-PathLike = str | os.PathLike[str]
 
 
 @dataclasses.dataclass

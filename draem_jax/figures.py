@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageColor
+from scipy import ndimage
 
 from draem_jax.page import GRAY, Page
 
@@ -88,20 +89,14 @@ def colorize(
 def draw_outline(
   picture: UInt8[np.ndarray, 'h w 3'], mask: Bool[np.ndarray, 'h w']
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """The picture with the border of the mask in `OUTLINE_COLOR`.
+  """The picture with a thin line around the mask, in `OUTLINE_COLOR`.
 
-  The line is two pixels wide, one on each side of the border.
+  The line runs outside the mask, so that even a thin defect stays visible.
   """
   mask = np.asarray(mask, bool)
-  down = mask[1:] != mask[:-1]
-  right = mask[:, 1:] != mask[:, :-1]
-  border = np.zeros(mask.shape, bool)
-  border[1:] |= down
-  border[:-1] |= down
-  border[:, 1:] |= right
-  border[:, :-1] |= right
   picture = picture.copy()
-  picture[border] = ImageColor.getrgb(OUTLINE_COLOR)
+  around = ndimage.binary_dilation(mask, np.ones((3, 3))) & ~mask
+  picture[around] = ImageColor.getrgb(OUTLINE_COLOR)
   return picture
 
 
@@ -189,11 +184,14 @@ def mistakes_gallery(
     'Anomalous images with the lowest scores': anomalous[:count],
   }
   cell = _SMALL_TILE + _GAP
-  heading, caption = 32, 48
-  height = heading + 2 * cell + caption
-  page = Page(2 * _MARGIN + count * cell - _GAP, _MARGIN + 2 * height)
+  heading, caption = 32, 56
+  heights = [
+    heading + (2 * cell + caption if chosen else caption)
+    for chosen in sections.values()
+  ]
+  page = Page(2 * _MARGIN + count * cell - _GAP, _MARGIN + sum(heights))
   for section, (title, chosen) in enumerate(sections.items()):
-    top = _MARGIN + section * height
+    top = _MARGIN + sum(heights[:section])
     page.write((_MARGIN, top + 8), title, size=15, bold=True)
     if not chosen:
       page.write((_MARGIN, top + heading + 8), 'There is none.', color=GRAY)
@@ -280,10 +278,12 @@ def _write_headline(
   middle, right = _MARGIN + 10, page.width - _MARGIN
   text = f'score {number(score)}'
   if threshold is not None:
-    verdict, outcome, color = _judge(score, label, threshold)
-    right -= page.write_badge((right, middle), verdict, color, size=12) + 10
     text += f', threshold {number(threshold)}'
-    text += f', {outcome}' if outcome else ''
+    verdict, outcome, color = _judge(score, label, threshold)
+    if outcome is not None:
+      style = {'size': 14, 'anchor': 'rm', 'bold': outcome != 'correct'}
+      right -= page.write((right, middle), outcome, **style) + 10
+    right -= page.write_badge((right, middle), verdict, color, size=12) + 10
   right -= page.write((right, middle), text, size=14, anchor='rm') + 24
   title = name if label is None else f'{name}  ({label})'
   page.write(
@@ -303,11 +303,14 @@ def _write_caption(
   left, top = corner
   page.write((left, top + 4), name, size=11, width=_SMALL_TILE)
   page.write((left, top + 22), f'score {number(score)}', size=11, color=GRAY)
-  if threshold is not None:
-    _, outcome, color = _judge(score, label, threshold)
-    color = GRAY if outcome == 'correct' else color
-    right = left + _SMALL_TILE
-    page.write_badge((right, top + 22), outcome, color, size=10)
+  if threshold is None:
+    return
+  _, outcome, color = _judge(score, label, threshold)
+  end = (left + _SMALL_TILE, top + 22)
+  if outcome == 'correct':
+    page.write(end, outcome, size=11, color=GRAY, anchor='rm')
+  else:
+    page.write_badge(end, outcome, color, size=10)
 
 
 def _judge(

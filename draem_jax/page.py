@@ -68,14 +68,15 @@ class Page:
     `position` is the middle of its right edge.
     """
     font = _font(size, True)
-    (right, middle), half = position, size - 1
-    width = font.getlength(text) + 1.4 * size
-    self._draw.rounded_rectangle(
-      (right - width, middle - half, right, middle + half),
-      radius=size // 2,
-      fill=color,
+    width, height = round(font.getlength(text) + 1.4 * size), 2 * size - 2
+    left, top = round(position[0]) - width, round(position[1]) - height // 2
+    # Drawn larger and scaled down, since PIL does not smooth its shapes.
+    shape = Image.new('L', (4 * width, 4 * height))
+    ImageDraw.Draw(shape).rounded_rectangle(
+      (0, 0, 4 * width - 1, 4 * height - 1), radius=2 * size, fill=255
     )
-    center = (right - width / 2, middle)
+    self._image.paste(color, (left, top), shape.reduce(4))
+    center = (left + width / 2, top + height / 2)
     self._draw.text(center, text, font=font, fill='white', anchor='mm')
     return width
 

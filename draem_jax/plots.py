@@ -40,7 +40,7 @@ def curves_figure(
     masks: True for anomalous pixels; None leaves the pixels out.
     threshold: Marked on the curves of images.
   """
-  figure = Figure(figsize=(10, 4.7), dpi=_DPI, layout='constrained')
+  figure = _figure(10, 4.8)
   roc, precision = figure.subplots(1, 2)
   _style(roc, 'ROC', 'False positive rate', 'True positive rate')
   _style(precision, 'Precision and recall', 'Recall', 'Precision')
@@ -73,13 +73,13 @@ def score_histogram(
     threshold: Drawn as a line.
   """
   scores, labels = np.asarray(scores), np.asarray(labels, bool)
-  figure = Figure(figsize=(8, 4.4), dpi=_DPI, layout='constrained')
+  figure = _figure(8, 4.4)
   bars, dots = figure.subplots(
     2, 1, sharex=True, gridspec_kw={'height_ratios': (5, 1)}
   )
   _style(bars, 'Image scores', '', 'Images')
   _style(dots, '', 'Score', '')
-  end = max(float(scores.max(initial=0)), threshold or 0, 1e-6) * 1.02
+  end = max(float(scores.max(initial=0)), threshold or 0, 1e-6)
   edges = np.linspace(0, end, 41)
   jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(scores))
   kinds = (
@@ -88,8 +88,12 @@ def score_histogram(
   )
   for kind, chosen, color, row in kinds:
     label = f'{kind} ({int(chosen.sum())})'
-    bars.hist(scores[chosen], edges, color=color, alpha=0.6, label=label)
-    bars.hist(scores[chosen], edges, color=color, histtype='step')
+    bars.hist(
+      scores[chosen],
+      edges,
+      label=label,
+      **{'color': color, 'alpha': 0.65, 'edgecolor': 'white'},
+    )
     dots.scatter(
       *(scores[chosen], row + jitter[chosen]),
       **{'s': 14, 'color': color, 'alpha': 0.6, 'linewidth': 0},
@@ -157,6 +161,13 @@ def _mark_threshold(
       label=f'threshold {figures.number(threshold)}',
       clip_on=False,
     )
+
+
+def _figure(width: float, height: float) -> Figure:
+  """An empty figure of this size in inches, with some air at its borders."""
+  figure = Figure(figsize=(width, height), dpi=_DPI, layout='constrained')
+  figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+  return figure
 
 
 def _style(axes: Axes, title: str, x: str, y: str) -> None:

@@ -14,10 +14,12 @@ from jaxtyping import Array, Float
 
 from draem_jax.models import DraemOutput
 
-_SSIM_WINDOW = 11
+_SSIM_RADIUS = 5  # A window of 11x11 pixels.
 _SSIM_SIGMA = 1.5
 _FOCAL_GAMMA = 2
 _FOCAL_SMOOTH = 1e-5
+# The release clips its one-hot targets in float32, whatever the logits are.
+_FOCAL_TARGET = np.float32([_FOCAL_SMOOTH, 1 - _FOCAL_SMOOTH])
 
 DataRange = Literal['one', 'from_batch']
 
@@ -133,12 +135,13 @@ def focal_loss(
     Each image's mean over its pixels.
   """
   logits, mask = _at_least_float32(logits, mask)
-  anomalous = jnp.clip(mask, _FOCAL_SMOOTH, 1 - _FOCAL_SMOOTH)
+  anomalous = jnp.clip(mask, *_FOCAL_TARGET)
+  normal = jnp.clip(1 - mask, *_FOCAL_TARGET)
   # The softmax of two classes is a sigmoid of the difference of their logits.
   difference = logits[..., 1] - logits[..., 0]
   probability = (
     anomalous * jax.nn.sigmoid(difference)
-    + (1 - anomalous) * jax.nn.sigmoid(-difference)
+    + normal * jax.nn.sigmoid(-difference)
     + _FOCAL_SMOOTH
   )
   loss = -((1 - probability) ** _FOCAL_GAMMA) * jnp.log(probability)
@@ -164,10 +167,19 @@ def _gaussian_blur(x: Float[Array, '*b h w c']) -> Float[Array, '*b h w c']:
 
 
 def _gaussian_matrix(size: int, dtype) -> Float[Array, 'n n']:
-  radius = _SSIM_WINDOW // 2
-  offset = np.arange(-radius, radius + 1)
-  window = np.exp(-(offset**2) / (2 * _SSIM_SIGMA**2))
-  window /= window.sum()
   distance = np.abs(np.arange(size)[:, None] - np.arange(size))
-  weight = window[radius + np.minimum(distance, radius)]
-  return jnp.asarray(np.where(distance <= radius, weight, 0), dtype)
+  weight = _gaussian_window()[np.minimum(distance, _SSIM_RADIUS)]
+  return jnp.asarray(np.where(distance <= _SSIM_RADIUS, weight, 0), dtype)
+
+
+def _gaussian_window() -> np.ndarray:
+  """Returns SSIM's window along an axis, from its centre `[radius + 1]`.
+
+  The release rounds the window and its outer square to float32, and the loss
+  is sensitive to their sum. In float64 this window has the sums of that square.
+  """
+  offset = np.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1)
+  window = np.exp(-(offset**2) / (2 * _SSIM_SIGMA**2)).astype(np.float32)
+  window /= np.float32(window.sum(dtype=np.float64))
+  square = np.outer(window, window).astype(np.float64)
+  return (square.sum(axis=0) / np.sqrt(square.sum()))[_SSIM_RADIUS:]

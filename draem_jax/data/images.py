@@ -30,7 +30,22 @@ def is_image(path: pathlib.Path) -> bool:
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, 'h w 3']:
   """Reads an image file as RGB; see `decode_image`."""
-  return decode_image(pathlib.Path(path).read_bytes(), str(path))
+  return decode_image(read_bytes(path), str(path))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+  """Content of a file.
+
+  Raises:
+    UserError: if it cannot be read.
+  """
+  try:
+    return pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise UserError(
+      f'{path} cannot be read ({error.strerror}): allow reading it, or remove'
+      ' it'
+    ) from error
 
 
 def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:

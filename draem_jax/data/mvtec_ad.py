@@ -1,16 +1,13 @@
 """A category in the layout of MVTec AD: prepared once by TFDS, then loaded."""
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
-import io
 import logging
 import pathlib
 import re
-import sys
 from collections.abc import Iterator
 
-import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float, UInt8
@@ -27,6 +24,7 @@ from draem_jax.data.layout import (
   list_categories,
   read_layout,
 )
+from draem_jax.data.prepare import prepare
 from draem_jax.errors import UserError
 
 CATEGORIES = (
@@ -197,11 +195,11 @@ class MvtecAd(tfds.core.GeneratorBasedBuilder):
 def _encode(folder: pathlib.Path, member: Member, has_masks: bool) -> dict:
   """Bytes of an image and its mask, which TFDS cannot make without TF."""
   path = folder / member.file
-  data, size = images.to_stored(path.read_bytes(), str(path))
+  data, size = images.to_stored(images.read_bytes(path), str(path))
   mask = np.zeros(size, np.uint8)
   if member.mask:
     mask_path = folder / member.mask
-    mask = images.decode_mask(mask_path.read_bytes(), str(mask_path))
+    mask = images.decode_mask(images.read_bytes(mask_path), str(mask_path))
     if mask.shape != size:
       raise UserError(
         f'{mask_path} is {mask.shape[1]}x{mask.shape[0]} pixels and its image'
@@ -221,27 +219,11 @@ def _prepare(folder: pathlib.Path, tfds_dir: pathlib.Path) -> MvtecAd:
   fingerprint = _fingerprint(folder, read_layout(folder))
   name = re.sub(r'[^\w.-]+', '_', folder.name)
   config = MvtecAdConfig(name=f'{name}-{fingerprint}', category=folder.name)
-  with _quiet():
-    builder = MvtecAd(config=config, data_dir=tfds_dir)
-    # TFDS writes elsewhere and moves the folder here when it is complete.
-    if builder.data_path.exists():
-      return builder
-    _log.info('preparing %s in %s', folder, tfds_dir)
-    try:
-      builder.download_and_prepare(
-        file_format='array_record',
-        download_config=tfds.download.DownloadConfig(
-          manual_dir=folder.parent, try_download_gcs=False
-        ),
-      )
-    except OSError as error:
-      # Unless another process has prepared the same in the meantime.
-      if not builder.data_path.exists():
-        raise UserError(
-          f'{tfds_dir} cannot be written ({error.strerror or error}): make'
-          ' room or allow writing there, or set config.data.tfds_dir'
-        ) from error
-    return MvtecAd(config=config, data_dir=tfds_dir)
+  return prepare(
+    functools.partial(MvtecAd, config=config),
+    tfds_dir=tfds_dir,
+    manual_dir=folder.parent,
+  )
 
 
 def _fingerprint(folder: pathlib.Path, layout: Layout) -> str:
@@ -253,19 +235,6 @@ def _fingerprint(folder: pathlib.Path, layout: Layout) -> str:
       line = f'{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n'
       digest.update(line.encode())
   return digest.hexdigest()[:12]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Keeps TFDS from announcing downloads, warning, and bars in log files."""
-  tfds.display_progress_bar(sys.stderr.isatty())
-  verbosity = absl.logging.get_verbosity()
-  absl.logging.set_verbosity(absl.logging.ERROR)
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      yield
-  finally:
-    absl.logging.set_verbosity(verbosity)
 
 
 # Loading.

@@ -25,13 +25,13 @@ THRESHOLDS_FILE = 'thresholds.json'
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-  """From which score an image, and which map value a pixel, is anomalous.
+  """Above which score an image, and which map value a pixel, is anomalous.
 
   Attributes:
-    image: an image is anomalous when its score is at least this.
-    pixel: in an anomalous image a pixel is anomalous when its map value is at
-      least this. Never above `image`, so that an anomalous image, whose score
-      is a mean of its map, has at least one anomalous pixel.
+    image: an image is anomalous when its score is greater.
+    pixel: in an anomalous image a pixel is anomalous when its map value is
+      greater. Never above `image`, so that an anomalous image, whose score is
+      a mean of its map, has at least one anomalous pixel.
     source: the good images they were chosen from, in words.
     quantile: of the scores of these images, at which `image` stands. One minus
       it is the false alarm rate aimed at.
@@ -177,8 +177,8 @@ class Detector:
     for scored in self.score(good_images):
       maps.append(scored.anomaly_map)
       scores.append(scored.score)
-    image = _just_above(np.quantile(np.concatenate(scores), quantile))
-    pixel = _just_above(np.quantile(np.concatenate(maps), pixel_quantile))
+    image = float(np.quantile(np.concatenate(scores), quantile))
+    pixel = float(np.quantile(np.concatenate(maps), pixel_quantile))
     self.thresholds = Thresholds(
       image=image,
       pixel=min(pixel, image),
@@ -192,7 +192,7 @@ class Detector:
     self, score: Float[np.ndarray, 'n']
   ) -> Bool[np.ndarray, 'n']:
     """The verdict on image scores."""
-    return score >= self.thresholds.image
+    return score > self.thresholds.image
 
   def __call__(
     self, images: UInt8[np.ndarray, '...'] | Float[np.ndarray, '...']
@@ -227,8 +227,9 @@ class Detector:
     )
     is_anomalous = self.is_anomalous(scored.score)
     # Resizing can flatten the only peak of a map: its top counts all the same.
-    pixel = np.minimum(self.thresholds.pixel, maps.max(axis=(1, 2)))
-    mask = (maps >= pixel[:, None, None]) & is_anomalous[:, None, None]
+    top = maps.max(axis=(1, 2), keepdims=True)
+    mask = (maps > self.thresholds.pixel) | (maps == top)
+    mask &= is_anomalous[:, None, None]
     return Prediction(maps, scored.score, is_anomalous, mask)
 
 
@@ -252,11 +253,6 @@ def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
     raise UserError(
       f'{path} is damaged ({error}): run draem_jax.main in this workdir again'
     ) from error
-
-
-def _just_above(value: np.floating) -> float:
-  """The next float32, for whoever stands at a quantile passes as good."""
-  return float(np.nextafter(np.float32(value), np.float32(2)))
 
 
 def _as_uint8_batch(images: np.ndarray) -> UInt8[np.ndarray, 'b h w 3']:

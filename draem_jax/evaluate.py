@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from draem_jax import metrics
+from draem_jax import figures, metrics, plots
 from draem_jax import workdir as workdir_lib
 from draem_jax.data.mvtec_ad import Category
 from draem_jax.detector import Detector, Scored
@@ -56,12 +56,12 @@ def evaluate(
     results |= metrics.evaluate_metrics(
       scores=scored.score, maps=scored.anomaly_map, labels=labels, masks=masks
     )
-    for note in results['notes']:
+    for note in results.pop('notes'):
       _log.info('%s: %s', category.name, note)
     results |= _at_threshold(detector, scored.score, labels)
     _write_predictions(workdir, detector, category, scored.score)
     _log.info('drawing %d panels', len(labels))
-    _draw(workdir, detector, category, scored, labels, masks)
+    _draw(workdir / 'figures', detector, category, scored, labels, masks)
   workdir_lib.write_json(workdir / 'results.json', results)
   return results
 
@@ -105,11 +105,50 @@ def _write_predictions(
 
 
 def _draw(
-  workdir: pathlib.Path,
+  folder: pathlib.Path,
   detector: Detector,
   category: Category,
   scored: Scored,
   labels: np.ndarray,
   masks: np.ndarray | None,
 ) -> None:
-  raise NotImplementedError
+  """Draws a panel per test image, the worst mistakes, curves, histogram."""
+  threshold = detector.thresholds.image
+  for index, file in enumerate(category.test_files):
+    panel = figures.panel(
+      image=category.test_images[index],
+      reconstruction=scored.reconstruction[index],
+      anomaly_map=scored.anomaly_map[index],
+      mask=None if masks is None else masks[index],
+      score=float(scored.score[index]),
+      threshold=threshold,
+      label=category.test_defects[index],
+      name=file,
+    )
+    # 'test/crack/000.png' becomes 'panels/crack/000.png'.
+    picture = pathlib.Path(*pathlib.Path(file).parts[1:]).with_suffix('.png')
+    figures.save_png(folder / 'panels' / picture, panel)
+  gallery = figures.mistakes_gallery(
+    images=category.test_images,
+    anomaly_maps=scored.anomaly_map,
+    masks=masks,
+    scores=scored.score,
+    labels=category.test_defects,
+    names=category.test_files,
+    threshold=threshold,
+  )
+  figures.save_png(folder / 'mistakes.png', gallery)
+  plots.curves_figure(
+    folder / 'curves.png',
+    scores=scored.score,
+    labels=labels,
+    maps=scored.anomaly_map,
+    masks=masks,
+    threshold=threshold,
+  )
+  plots.score_histogram(
+    folder / 'histogram.png',
+    scores=scored.score,
+    labels=labels,
+    threshold=threshold,
+  )

@@ -24,7 +24,6 @@ BUILTIN = (
   'brick',
   'camera',
   'cat',
-  'clock',
   'coffee',
   'coins',
   'grass',

@@ -1,4 +1,4 @@
-"""The operations that turn a texture into a stranger one.
+"""The operations that make a texture stranger.
 
 Images are float [h w 3], RGB, in [0, 1] and on the grid k / 255. Each operation
 follows the uint8 arithmetic of the library that the release calls (imgaug,
@@ -13,6 +13,8 @@ from draem_jax.simulator import rotation
 
 Image = Float[Array, 'h w 3']
 Scalar = Float[Array, ''] | float
+# What becomes of each of the 256 values of each channel, on the grid.
+Table = Float[Array, '256 3']
 
 
 def gamma_contrast(image: Image, *, gamma: Float[Array, '3']) -> Image:
@@ -25,9 +27,7 @@ def gamma_contrast(image: Image, *, gamma: Float[Array, '3']) -> Image:
   Returns:
     The texture with another contrast.
   """
-  levels = jnp.arange(256, dtype=image.dtype) / 255
-  table = _truncate(levels ** jnp.asarray(gamma)[:, None] * 255)
-  return _look_up(image, table)
+  return _to_grid(_truncate((_levels(image) / 255) ** gamma * 255))
 
 
 def brightness(image: Image, *, scale: Scalar, offset: Scalar) -> Image:
@@ -41,9 +41,9 @@ def brightness(image: Image, *, scale: Scalar, offset: Scalar) -> Image:
   Returns:
     The brighter or darker texture.
   """
-  hue, saturation, value = _to_hsv(image)
+  hue, saturation, value = _hsv_levels(image)
   value = _truncate(value * scale) + jnp.round(offset * 255)
-  return _from_hsv(hue, saturation, jnp.clip(value, 0, 255))
+  return _from_hsv_levels(hue, saturation, jnp.clip(value, 0, 255))
 
 
 def sharpness(image: Image, *, factor: Scalar) -> Image:
@@ -54,16 +54,25 @@ def sharpness(image: Image, *, factor: Scalar) -> Image:
     factor: 0 gives the smoothed copy, 1 the image, more sharpens.
 
   Returns:
-    The smoother or sharper texture.
+    The smoother or sharper texture; the border is not smoothed.
   """
-  levels = _levels(image)
-  # The filter is one in every place but five in the middle. Sums of shifted
-  # copies are as quick as a convolution on any device and quicker on a CPU.
-  sums = levels[:-2] + levels[1:-1] + levels[2:]
-  sums = sums[:, :-2] + sums[:, 1:-1] + sums[:, 2:]
-  inner = jnp.floor((sums + 4 * levels[1:-1, 1:-1]) / 13 + 0.5)
-  smooth = levels.at[1:-1, 1:-1].set(inner)
-  return _blend(smooth, levels, factor)
+  height, width, channels = image.shape
+  # With the channels in the rows, neighbours are three places apart and sums of
+  # shifted copies are plain vector additions, quicker than a convolution.
+  levels = _levels(image).reshape(height, width * channels)
+  padded = jnp.pad(levels, ((1, 1), (channels, channels)))
+  sums = padded[:-2] + padded[1:-1] + padded[2:]
+  sums = (
+    sums[:, : -2 * channels]
+    + sums[:, channels:-channels]
+    + sums[:, 2 * channels :]
+  )
+  smooth = jnp.floor((sums + 4 * levels) / 13 + 0.5)
+  row, place = jnp.arange(height)[:, None], jnp.arange(width * channels)
+  inside = (row > 0) & (row < height - 1)
+  inside &= (place >= channels) & (place < (width - 1) * channels)
+  smooth = jnp.where(inside, smooth, levels)
+  return _blend(smooth, levels, factor).reshape(image.shape)
 
 
 def hue_saturation(
@@ -79,10 +88,10 @@ def hue_saturation(
   Returns:
     The texture in other colours.
   """
-  hue, saturation, value = _to_hsv(image)
+  hue, saturation, value = _hsv_levels(image)
   hue = jnp.mod(hue + jnp.trunc(hue_shift * 180), 180)
   saturation = jnp.clip(saturation + jnp.round(saturation_shift * 255), 0, 255)
-  return _from_hsv(hue, saturation, value)
+  return _from_hsv_levels(hue, saturation, value)
 
 
 def color(image: Image, *, factor: Scalar) -> Image:
@@ -96,8 +105,9 @@ def color(image: Image, *, factor: Scalar) -> Image:
     The paler or more colourful texture.
   """
   levels = _levels(image)
-  weights = jnp.array([19595, 38470, 7471], jnp.int32)
-  gray = (jnp.sum(levels.astype(jnp.int32) * weights, -1) + 0x8000) >> 16
+  red, green, blue = (levels[..., c].astype(jnp.int32) for c in range(3))
+  # ITU-R 601 luma in 16 bits of fraction.
+  gray = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
   return _blend(gray[..., None].astype(levels.dtype), levels, factor)
 
 
@@ -111,7 +121,7 @@ def solarize(image: Image, *, threshold: Scalar) -> Image:
   Returns:
     The solarized texture.
   """
-  return _grid(_levels(dm_pix.solarize(image, threshold)))
+  return _to_grid(_levels(dm_pix.solarize(image, threshold)))
 
 
 def posterize(image: Image, *, bits: Int[Array, ''] | int) -> Image:
@@ -124,8 +134,9 @@ def posterize(image: Image, *, bits: Int[Array, ''] | int) -> Image:
   Returns:
     The texture in fewer levels.
   """
-  step = jnp.exp2(8.0 - bits).astype(image.dtype)
-  return _grid(jnp.floor(_levels(image) / step) * step)
+  dropped = 8 - jnp.asarray(bits, jnp.int32)
+  levels = _levels(image).astype(jnp.int32) >> dropped << dropped
+  return _to_grid(levels.astype(image.dtype))
 
 
 def invert(image: Image) -> Image:
@@ -137,7 +148,7 @@ def invert(image: Image) -> Image:
   Returns:
     Its negative.
   """
-  return _grid(255 - _levels(image))
+  return _to_grid(255 - _levels(image))
 
 
 def autocontrast(image: Image, *, cutoff: Scalar) -> Image:
@@ -150,18 +161,7 @@ def autocontrast(image: Image, *, cutoff: Scalar) -> Image:
   Returns:
     The stretched texture; a channel of one value stays as it is.
   """
-  histogram = _histogram(image)
-  num_pixels = image.shape[0] * image.shape[1]
-  left_out = jnp.floor(num_pixels * cutoff / 100)
-  up_to = jnp.cumsum(histogram, axis=1)
-  lowest = jnp.argmax(up_to > left_out, axis=1)
-  from_here = num_pixels - up_to + histogram
-  highest = 255 - jnp.argmax(from_here[:, ::-1] > left_out, axis=1)
-  span = (highest - lowest)[:, None]
-  values = jnp.arange(256)
-  stretched = (values - lowest[:, None]) * 255 // jnp.maximum(span, 1)
-  table = jnp.where(span > 0, jnp.clip(stretched, 0, 255), values)
-  return _look_up(image, table)
+  return look_up(image, autocontrast_table(image, cutoff=cutoff))
 
 
 def equalize(image: Image) -> Image:
@@ -173,111 +173,124 @@ def equalize(image: Image) -> Image:
   Returns:
     The equalized texture; a channel of one value stays as it is.
   """
-  histogram = _histogram(image)
-  below = jnp.cumsum(histogram, axis=1) - histogram
-  num_pixels = image.shape[0] * image.shape[1]
-  # What is white already does not count for the steps.
-  step = (num_pixels - histogram[:, -1:]) // 255
-  equalized = (below + step // 2) // jnp.maximum(step, 1)
-  is_flat = jnp.max(histogram, axis=1, keepdims=True) == num_pixels
-  table = jnp.where(
-    is_flat | (step == 0), jnp.arange(256), jnp.minimum(equalized, 255)
-  )
-  return _look_up(image, table)
+  return look_up(image, equalize_table(image))
 
 
 def rotate(image: Image, *, degrees: Scalar) -> Image:
   """Rotates clockwise about the centre, bilinear, black outside.
 
   Args:
-    image: the texture.
+    image: the texture, or any image.
     degrees: the angle.
 
   Returns:
     The rotated texture, of the same size.
   """
   levels = rotation.rotate(_levels(image), degrees=degrees)
-  return _grid(jnp.floor(levels + 0.5))
+  return _to_grid(jnp.floor(levels + 0.5))
+
+
+def autocontrast_table(image: Image, *, cutoff: Scalar) -> Table:
+  """What `autocontrast` makes of each value."""
+  histogram = _histogram(image)
+  num_pixels = image.shape[0] * image.shape[1]
+  left_out = jnp.floor(num_pixels * cutoff / 100).astype(jnp.int32)
+  up_to = jnp.cumsum(histogram, axis=0)
+  down_to = num_pixels - up_to + histogram
+  lowest = jnp.argmax(up_to > left_out, axis=0)
+  highest = 255 - jnp.argmax(down_to[::-1] > left_out, axis=0)
+  span = highest - lowest
+  levels = jnp.arange(256)[:, None]
+  stretched = (levels - lowest) * 255 // jnp.maximum(span, 1)
+  stretched = jnp.where(span > 0, jnp.clip(stretched, 0, 255), levels)
+  return _to_grid(stretched.astype(image.dtype))
+
+
+def equalize_table(image: Image) -> Table:
+  """What `equalize` makes of each value."""
+  histogram = _histogram(image)
+  num_pixels = image.shape[0] * image.shape[1]
+  below = jnp.cumsum(histogram, axis=0) - histogram
+  # What is white already does not count for the steps.
+  step = (num_pixels - histogram[-1]) // 255
+  equalized = (below + step // 2) // jnp.maximum(step, 1)
+  stays = (step == 0) | (jnp.max(histogram, axis=0) == num_pixels)
+  levels = jnp.arange(256)[:, None]
+  equalized = jnp.where(stays, levels, jnp.minimum(equalized, 255))
+  return _to_grid(equalized.astype(image.dtype))
+
+
+def look_up(image: Image, table: Table) -> Image:
+  """Replaces each value by what a table has for it."""
+  indices = _levels(image).astype(jnp.int32) * 3 + jnp.arange(3)
+  return table.reshape(-1).at[indices].get(mode='promise_in_bounds')
+
+
+def _histogram(image: Image) -> Int[Array, '256 3']:
+  indices = _levels(image).astype(jnp.int32) * 3 + jnp.arange(3)
+  counts = jnp.zeros(256 * 3, jnp.int32)
+  return counts.at[indices].add(1, mode='promise_in_bounds').reshape(256, 3)
 
 
 def _levels(image):
   return jnp.round(image * 255)
 
 
-def _grid(levels):
+def _to_grid(levels):
   return levels / 255
 
 
 def _truncate(levels):
-  return jnp.clip(jnp.trunc(levels), 0, 255)
+  return jnp.clip(jnp.floor(levels), 0, 255)
 
 
 def _blend(start, levels, factor):
   """PIL's `Image.blend`, which truncates."""
-  return _grid(_truncate(start + factor * (levels - start)))
+  return _to_grid(_truncate(start + factor * (levels - start)))
 
 
-def _look_up(image: Image, table: Float[Array, '3 256']) -> Image:
-  indices = _levels(image).astype(jnp.int32) + 256 * jnp.arange(3)
-  table = _grid(table.reshape(-1).astype(image.dtype))
-  return table.at[indices].get(mode='promise_in_bounds')
+def _hsv_levels(image: Image) -> tuple[Float[Array, 'h w'], ...]:
+  """OpenCV's whole HSV: hue in [0, 180), saturation and value in [0, 255].
+
+  dm-pix has the same formulas but rounds nothing, and takes five times as long
+  on a CPU, where planes stacked into an image are slow.
+  """
+  levels = _levels(image)
+  red, green, blue = (levels[..., channel] for channel in range(3))
+  value = jnp.maximum(jnp.maximum(red, green), blue)
+  chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
+  sector = jnp.where(
+    value == red,
+    green - blue,
+    jnp.where(
+      value == green,
+      blue - red + 2 * chroma,
+      red - green + 4 * chroma,
+    ),
+  )
+  # OpenCV divides by tables in 12 bits of fraction.
+  saturation = _fixed_point(chroma, jnp.round((255 << 12) / _positive(value)))
+  hue = _fixed_point(sector, jnp.round((180 << 12) / 6 / _positive(chroma)))
+  return jnp.where(hue < 0, hue + 180, hue), saturation, value
 
 
-def _histogram(image: Image) -> Float[Array, '3 256']:
-  indices = _levels(image).astype(jnp.int32) + 256 * jnp.arange(3)
-  counts = jnp.zeros(3 * 256, jnp.int32)
-  return counts.at[indices].add(1, mode='promise_in_bounds').reshape(3, 256)
+def _positive(divisor):
+  return jnp.maximum(divisor, 1)
 
 
-def _to_hsv(image: Image):
-  """Hue in [0, 180), saturation and value in [0, 255], whole as in OpenCV."""
-  hsv = dm_pix.rgb_to_hsv(image)
-  hue = jnp.mod(jnp.round(hsv[..., 0] * 180), 180)
-  return hue, jnp.round(hsv[..., 1] * 255), jnp.round(hsv[..., 2] * 255)
+def _fixed_point(number, factor):
+  product = number.astype(jnp.int32) * factor.astype(jnp.int32)
+  return ((product + (1 << 11)) >> 12).astype(number.dtype)
 
 
-def _from_hsv(hue, saturation, value) -> Image:
-  hsv = jnp.stack([hue / 180, saturation / 255, value / 255], axis=-1)
+def _from_hsv_levels(hue, saturation, value) -> Image:
+  # Each channel is the same tent of the hue, shifted by a third of the circle.
+  shift = jnp.array([5.0, 3.0, 1.0], hue.dtype)
+  distance = hue[..., None] / 30 + shift
+  distance = jnp.where(distance >= 6, distance - 6, distance)
+  tent = jnp.clip(jnp.minimum(distance, 4 - distance), 0, 1)
+  lost = value * saturation / 255
   # OpenCV truncates here. The margin is above the error of float32 and below
-  # the distance of what is not whole.
-  return _grid(jnp.floor(dm_pix.hsv_to_rgb(hsv) * 255 + 1e-3))
-
-
-def _between(number, low, high):
-  return low + (high - low) * number
-
-
-def _whole(number, low, high):
-  """A whole number from `low` to `high`, both included."""
-  return jnp.floor(_between(number, low, high + 1))
-
-
-# Each operation with its arguments made of three uniform numbers in [0, 1).
-AUGMENTATIONS = {
-  'gamma_contrast': lambda image, u: gamma_contrast(
-    image, gamma=_between(u, 0.5, 2.0)
-  ),
-  'brightness': lambda image, u: brightness(
-    image, scale=_between(u[0], 0.8, 1.2), offset=_whole(u[1], -30, 30) / 255
-  ),
-  'sharpness': lambda image, u: sharpness(
-    image, factor=_between(u[0], 0.0, 2.0)
-  ),
-  'hue_saturation': lambda image, u: hue_saturation(
-    image,
-    hue_shift=_whole(u[0], -50, 50) / 255,
-    saturation_shift=_whole(u[1], -50, 50) / 255,
-  ),
-  'color': lambda image, u: color(image, factor=_between(u[0], 0.1, 1.9)),
-  'solarize': lambda image, u: solarize(
-    image,
-    threshold=jnp.where(u[0] < 0.5, _between(u[1], 32, 128) / 255, 2.0),
-  ),
-  'posterize': lambda image, u: posterize(image, bits=_whole(u[0], 1, 8)),
-  'invert': lambda image, u: invert(image),
-  'autocontrast': lambda image, u: autocontrast(
-    image, cutoff=_whole(u[0], 0, 20)
-  ),
-  'equalize': lambda image, u: equalize(image),
-  'rotate': lambda image, u: rotate(image, degrees=_between(u[0], -45, 45)),
-}
+  # the distance, 1 / 7650, of a number that is not whole from one that is.
+  levels = value[..., None] - lost[..., None] * tent
+  return _to_grid(jnp.floor(levels + 1e-4))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from draem_jax.errors import UserError
-from draem_jax.simulator import augment, perlin, rotation
+from draem_jax.simulator import augment, perlin, random_augment, rotation
 
 Interval = tuple[float, float]
 
@@ -61,7 +61,7 @@ def simulate(
     rotation_probability: how often the image itself is rotated.
     rotation_degrees: interval of that angle.
     threshold: interval of the level above which noise is anomaly.
-    augmentations: names in `augment.AUGMENTATIONS` to choose from.
+    augmentations: names in `random_augment.NAMES` to choose from.
     num_augmentations: how many of them the texture goes through, all
       different, in the drawn order.
     opacity: interval of the texture's weight inside the mask.
@@ -157,10 +157,10 @@ class _Numbers:
 
 def _check(augmentations: tuple[str, ...], num_augmentations: int):
   for name in augmentations:
-    if name not in augment.AUGMENTATIONS:
+    if name not in random_augment.NAMES:
       raise UserError(
         f'config.simulator.augmentations: there is no {name!r}; choose from '
-        f'{", ".join(augment.AUGMENTATIONS)}'
+        f'{", ".join(random_augment.NAMES)}'
       )
   if num_augmentations > len(augmentations):
     raise UserError(
@@ -174,35 +174,42 @@ def _within(interval: Interval, number: Array) -> Array:
   return low + (high - low) * number
 
 
-def _simulate(
-  draws: Draws, image, texture, *, augmentations, **unused
-) -> Example:
+def _simulate(draws: Draws, image, texture, *, augmentations, **unused):
   del unused
+  # Each step is a branch of its own because what a branch returns is computed
+  # once, while the compiler would repeat it in every place that uses it.
   image = jax.lax.cond(
     draws.is_rotated,
     lambda image: augment.rotate(image, degrees=draws.image_degrees),
     lambda image: image,
     image.astype(jnp.float32) / 255,
   )
-  augmented, mask = jax.lax.cond(
+  mask = jax.lax.cond(
     draws.is_anomalous,
-    lambda: _with_anomaly(draws, image, texture, augmentations),
-    lambda: (image, jnp.zeros(image.shape[:2], image.dtype)),
+    lambda: _mask(draws, image.shape[:2]),
+    lambda: jnp.zeros(image.shape[:2], image.dtype),
+  )
+  augmented = jax.lax.cond(
+    jnp.any(mask > 0),
+    lambda: _blend(draws, image, texture, mask, augmentations),
+    lambda: image,
   )
   return Example(image=image, augmented=augmented, mask=mask)
 
 
-def _with_anomaly(draws, image, texture, augmentations):
-  noise = perlin.perlin_noise(
-    draws.angles, draws.resolution, shape=image.shape[:2]
-  )
+def _mask(draws: Draws, shape: tuple[int, int]):
+  noise = perlin.perlin_noise(draws.angles, draws.resolution, shape=shape)
   noise = rotation.rotate(noise, degrees=draws.noise_degrees)
-  mask = (noise > draws.threshold).astype(image.dtype)
-  branches = [augment.AUGMENTATIONS[name] for name in augmentations]
+  return (noise > draws.threshold).astype(noise.dtype)
+
+
+def _blend(draws: Draws, image, texture, mask, augmentations):
   texture = texture.astype(image.dtype) / 255
-  for operation, arguments in zip(
+  for operation, numbers in zip(
     draws.operations, draws.arguments, strict=True
   ):
-    texture = jax.lax.switch(operation, branches, texture, arguments)
+    texture = random_augment.augment_texture(
+      texture, operation, numbers, names=augmentations
+    )
   opacity = mask[..., None] * draws.opacity
-  return image + opacity * (texture - image), mask
+  return image + opacity * (texture - image)

@@ -1,0 +1,154 @@
+"""The operations of `augment` with arguments that chance decides.
+
+An operation here takes an image and three uniform numbers in [0, 1). Which one
+is a number, too, so that one compiled program serves every choice.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from draem_jax.simulator import augment
+from draem_jax.simulator.augment import Image, Table
+
+NUM_ARGUMENTS = 3
+_Numbers = Float[Array, '3']
+
+
+def _between(number, low, high):
+  return low + (high - low) * number
+
+
+def _whole(number, low, high):
+  """A whole number from `low` to `high`, both included."""
+  return jnp.floor(_between(number, low, high + 1))
+
+
+def _gamma_contrast(image, numbers):
+  return augment.gamma_contrast(image, gamma=_between(numbers, 0.5, 2.0))
+
+
+def _solarize(image, numbers):
+  threshold = _between(numbers[1], 32, 128) / 255
+  above_all = 2.0
+  return augment.solarize(
+    image, threshold=jnp.where(numbers[0] < 0.5, threshold, above_all)
+  )
+
+
+def _posterize(image, numbers):
+  return augment.posterize(image, bits=_whole(numbers[0], 1, 8))
+
+
+def _invert(image, numbers):
+  del numbers
+  return augment.invert(image)
+
+
+def _autocontrast_table(image, numbers):
+  return augment.autocontrast_table(image, cutoff=_whole(numbers[0], 0, 20))
+
+
+def _equalize_table(image, numbers):
+  del numbers
+  return augment.equalize_table(image)
+
+
+def _brightness(image, numbers):
+  return augment.brightness(
+    image,
+    scale=_between(numbers[0], 0.8, 1.2),
+    offset=_whole(numbers[1], -30, 30) / 255,
+  )
+
+
+def _sharpness(image, numbers):
+  return augment.sharpness(image, factor=_between(numbers[0], 0.0, 2.0))
+
+
+def _hue_saturation(image, numbers):
+  return augment.hue_saturation(
+    image,
+    hue_shift=_whole(numbers[0], -50, 50) / 255,
+    saturation_shift=_whole(numbers[1], -50, 50) / 255,
+  )
+
+
+def _color(image, numbers):
+  # The interval of RandAugment, which the paper names as its model.
+  return augment.color(image, factor=_between(numbers[0], 0.1, 1.9))
+
+
+def _rotate(image, numbers):
+  return augment.rotate(image, degrees=_between(numbers[0], -45, 45))
+
+
+def _as_table(operation) -> Callable[[Image, _Numbers], Table]:
+  """A table of what an operation on single values makes of each of them."""
+
+  def table(image, numbers):
+    levels = jnp.arange(256, dtype=image.dtype)
+    ramp = jnp.broadcast_to(levels[:, None, None] / 255, (256, 1, 3))
+    return operation(ramp, numbers)[:, 0]
+
+  return table
+
+
+_TABLES = {
+  'gamma_contrast': _as_table(_gamma_contrast),
+  'solarize': _as_table(_solarize),
+  'posterize': _as_table(_posterize),
+  'invert': _as_table(_invert),
+  'autocontrast': _autocontrast_table,
+  'equalize': _equalize_table,
+}
+_FILTERS = {
+  'brightness': _brightness,
+  'sharpness': _sharpness,
+  'hue_saturation': _hue_saturation,
+  'color': _color,
+  'rotate': _rotate,
+}
+NAMES = tuple(sorted(_TABLES | _FILTERS))
+
+
+def augment_texture(
+  image: Image,
+  operation: Int[Array, ''],
+  numbers: _Numbers,
+  *,
+  names: tuple[str, ...],
+) -> Image:
+  """Applies one of several operations.
+
+  Args:
+    image: the texture.
+    operation: the place of the operation's name in `names`.
+    numbers: uniform in [0, 1); they decide the operation's arguments.
+    names: the operations to choose from, of `NAMES`.
+
+  Returns:
+    The texture after that operation.
+  """
+  # What acts on single values is a table of 256, whichever operation it is: an
+  # accelerator, which runs every branch, then passes over the image once for
+  # all of them.
+  tables = [name for name in names if name in _TABLES]
+  filters = [name for name in names if name in _FILTERS]
+
+  def look_up(image, numbers):
+    place = jnp.array([_place(name, tables) for name in names])[operation]
+    branches = [_TABLES[name] for name in tables]
+    table = jax.lax.switch(place, branches, image, numbers)
+    return augment.look_up(image, table)
+
+  branches = [_FILTERS[name] for name in filters] + [look_up] * bool(tables)
+  place = jnp.array([_place(name, filters) for name in names])[operation]
+  return jax.lax.switch(place, branches, image, numbers)
+
+
+def _place(name: str, names: list[str]) -> int:
+  """Where a name is, or one past the end."""
+  return names.index(name) if name in names else len(names)

@@ -16,6 +16,21 @@ Scalar = Float[Array, ''] | float
 # What becomes of each of the 256 values of each channel, on the grid.
 Table = Float[Array, '256 3']
 
+# The operations by name: the release has all but `color`, the paper seven.
+AUGMENTATIONS = (
+  'autocontrast',
+  'brightness',
+  'color',
+  'equalize',
+  'gamma_contrast',
+  'hue_saturation',
+  'invert',
+  'posterize',
+  'rotate',
+  'sharpness',
+  'solarize',
+)
+
 
 def gamma_contrast(image: Image, *, gamma: Float[Array, '3']) -> Image:
   """Raises each channel to a power of its own.

@@ -111,7 +111,6 @@ _FILTERS = {
   'color': _color,
   'rotate': _rotate,
 }
-NAMES = tuple(sorted(_TABLES | _FILTERS))
 
 
 def augment_texture(
@@ -127,7 +126,7 @@ def augment_texture(
     image: the texture.
     operation: the place of the operation's name in `names`.
     numbers: uniform in [0, 1); they decide the operation's arguments.
-    names: the operations to choose from, of `NAMES`.
+    names: the operations to choose from, of `augment.AUGMENTATIONS`.
 
   Returns:
     The texture after that operation.

@@ -72,7 +72,7 @@ def simulate(
     rotation_degrees: interval of that angle.
     threshold: interval of the level above which noise is anomaly.
     augmentations: the operations that may change the texture, of
-      `random_augment.NAMES`.
+      `augment.AUGMENTATIONS`.
     num_augmentations: how many of them do, all different, in the drawn order.
     opacity: interval of the texture's weight inside the mask.
     anomaly_probability: how often the example gets an anomaly at all. Noise
@@ -193,10 +193,10 @@ def _within(interval: Interval, number: Float[Array, '']) -> Float[Array, '']:
 
 def _check_augmentations(names: tuple[str, ...], num_augmentations: int):
   for name in names:
-    if name not in random_augment.NAMES:
+    if name not in augment.AUGMENTATIONS:
       raise UserError(
         f'simulator.augmentations: there is no {name!r}, choose from '
-        f'{", ".join(random_augment.NAMES)}'
+        f'{", ".join(augment.AUGMENTATIONS)}'
       )
   if not 0 <= num_augmentations <= len(names):
     raise UserError(

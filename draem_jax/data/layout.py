@@ -81,7 +81,7 @@ def find_category(data_dir: pathlib.Path, category: str) -> pathlib.Path:
   names = list_categories(data_dir)
   if category in names:
     return data_dir / category
-  if category and (data_dir / category).is_dir():
+  if category in os.listdir(data_dir):
     raise UserError(
       f'{data_dir / category} has no folder train/{GOOD}: put good images there'
     )

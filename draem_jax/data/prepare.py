@@ -1,6 +1,7 @@
 """Preparation of a TFDS data set: once, quietly, without TensorFlow."""
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -35,6 +36,7 @@ def prepare(
     UserError: if `tfds_dir` cannot be written, or from the builder itself.
   """
   with _quiet():
+    builder = None
     try:
       builder = make_builder(data_dir=tfds_dir)
       if builder.data_path.exists():
@@ -45,15 +47,27 @@ def prepare(
           manual_dir=manual_dir, try_download_gcs=False
         ),
       )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+      reason = _disk_failure(error)
+      if reason is None:
+        raise
       # Unless another process has prepared the same in the meantime.
-      if not builder.data_path.exists():
+      if builder is None or not builder.data_path.exists():
         raise UserError(
-          f'{tfds_dir} cannot be written ({error.strerror or error}): make'
-          ' room or allow writing there, or set config.data.tfds_dir'
+          f'{tfds_dir} cannot be written ({reason}): make room or allow'
+          ' writing there, or set config.data.tfds_dir'
         ) from error
     # The builder that lost that race has not read what the other one wrote.
     return make_builder(data_dir=tfds_dir)
+
+
+def _disk_failure(error: OSError | RuntimeError) -> str | None:
+  """What is wrong with the disk; None if it is something else."""
+  if isinstance(error, OSError):
+    return error.strerror or str(error)
+  # The record writer raises a RuntimeError that quotes the system's words.
+  known = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
+  return next((words for words in known if words in str(error)), None)
 
 
 @contextlib.contextmanager

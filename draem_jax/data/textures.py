@@ -204,9 +204,8 @@ def _decode_all(
 def _read_cache(path: pathlib.Path) -> Textures | None:
   try:
     return np.load(path)
-  except FileNotFoundError:
-    return None
-  except (EOFError, ValueError):  # The disk lost a part of it.
+  # Not there, not to be read, or the disk lost a part of it.
+  except (OSError, EOFError, ValueError):
     return None
 
 

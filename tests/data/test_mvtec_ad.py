@@ -1,0 +1,289 @@
+"""Categories: layout, preparation, loading, and what goes wrong with them."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from draem_jax.data import layout, mvtec_ad
+from draem_jax.errors import UserError
+
+USER_DATA = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
+needs_user_data = pytest.mark.skipif(
+  not (USER_DATA / 'bottle').is_dir(),
+  reason='needs real categories in ../shared/data',
+)
+
+
+def write(path, image, **options):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(image).save(path, **options)
+
+
+def picture(level, height=20, width=30):
+  image = np.full((height, width, 3), level, np.uint8)
+  image[:, : width // 2, 0] = 0
+  return image
+
+
+def defect_mask(height=20, width=30):
+  mask = np.zeros((height, width), np.uint8)
+  mask[: height // 2] = 255
+  return mask
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+  """One category `part` with two defects, as users bring them."""
+  root = tmp_path / 'data'
+  part = root / 'part'
+  write(part / 'train/good/b.JPG', picture(200), quality=95)
+  write(part / 'train/good/a.png', picture(100, 40, 24))
+  write(part / 'train/good/c.bmp', picture(50)[..., 1])
+  write(part / 'test/good/000.png', picture(100))
+  write(part / 'test/dent/000.png', picture(120))
+  write(part / 'test/dent/001.PNG', picture(130, 50, 60))
+  write(part / 'test/crack/000.tif', picture(140))
+  write(part / 'ground_truth/dent/000_mask.png', defect_mask())
+  write(part / 'ground_truth/dent/001.png', defect_mask(50, 60) // 255)
+  crack = np.stack([defect_mask()] * 3, axis=2)
+  write(part / 'ground_truth/crack/000_mask.jpg', crack, quality=70)
+  # Left there by systems and archives.
+  (part / 'train/good/.DS_Store').write_bytes(b'x')
+  (part / 'train/good/Thumbs.db').write_bytes(b'x')
+  (part / 'license.txt').write_text('x')
+  (part / 'test/readme.txt').write_text('x')
+  (part / 'test/dent/.hidden.png').write_bytes(b'x')
+  return root
+
+
+def load(data_dir, category='part', size=16):
+  return mvtec_ad.load_category(
+    data_dir, category, image_size=size, tfds_dir=data_dir.parent / 'tfds'
+  )
+
+
+def test_loads_every_format_and_size(data_dir):
+  part = load(data_dir)
+  assert part.name == 'part'
+  assert part.train_files == [
+    f'train/good/{n}' for n in ('a.png', 'b.JPG', 'c.bmp')
+  ]
+  assert part.train_images.shape == (3, 16, 16, 3)
+  assert part.train_images.dtype == np.uint8
+  levels = part.train_images[:, 8, 12, 1]
+  np.testing.assert_allclose(levels, (100, 200, 50), atol=3)
+  assert part.test_files == [
+    'test/crack/000.tif',
+    'test/dent/000.png',
+    'test/dent/001.PNG',
+    'test/good/000.png',
+  ]
+  assert part.test_defects == ['crack', 'dent', 'dent', 'good']
+  np.testing.assert_array_equal(
+    part.test_images[:, 8, 12], np.array([(140, 120, 130, 100)] * 3).T
+  )
+  assert part.test_masks.dtype == np.float32
+  # The upper half, whichever way the mask came.
+  assert (part.test_masks[:3, :7] == 1).all()
+  assert (part.test_masks[:3, 9:] == 0).all()
+  assert (part.test_masks[3] == 0).all()
+
+
+def test_second_load_reads_what_was_prepared(data_dir, monkeypatch):
+  first = load(data_dir)
+  monkeypatch.setattr(mvtec_ad, '_encode', None)
+  again = load(data_dir)
+  np.testing.assert_array_equal(first.test_images, again.test_images)
+  np.testing.assert_array_equal(first.test_masks, again.test_masks)
+  assert load(data_dir, size=32).train_images.shape == (3, 32, 32, 3)
+
+
+def test_changed_files_are_prepared_anew(data_dir):
+  folder = data_dir / 'part' / 'train' / 'good'
+  assert load(data_dir).train_images.shape[0] == 3
+  write(folder / 'd.png', picture(10))
+  assert load(data_dir).train_files[-1] == 'train/good/d.png'
+  (folder / 'a.png').unlink()
+  assert load(data_dir).train_files[0] == 'train/good/b.JPG'
+  # The same name and size, other pixels.
+  stat = (folder / 'c.bmp').stat()
+  write(folder / 'c.bmp', picture(90)[..., 1])
+  os.utime(folder / 'c.bmp', ns=(0, stat.st_mtime_ns + 10**9))
+  assert load(data_dir).train_images[1, 8, 12, 1] == 90
+  # Another folder with a category of the same name.
+  other = data_dir.parent / 'other'
+  shutil.copytree(data_dir, other)
+  write(other / 'part/train/good/c.bmp', picture(70)[..., 1])
+  shutil.copystat(folder / 'c.bmp', other / 'part/train/good/c.bmp')
+  assert load(other).train_images[1, 8, 12, 1] == 70
+  assert load(data_dir).train_images[1, 8, 12, 1] == 90
+
+
+def test_train_alone_and_unknown_masks(data_dir):
+  shutil.rmtree(data_dir / 'part' / 'ground_truth')
+  part = load(data_dir)
+  assert part.test_masks is None
+  assert len(part.test_images) == 4
+  shutil.rmtree(data_dir / 'part' / 'test')
+  part = load(data_dir)
+  assert part.test_images.shape == (0, 16, 16, 3)
+  assert part.test_masks.shape == (0, 16, 16)
+  assert part.test_files == part.test_defects == []
+
+
+def test_a_name_of_the_benchmark_and_a_strange_one(data_dir):
+  shutil.copytree(data_dir / 'part', data_dir / 'bottle')
+  shutil.copytree(data_dir / 'part', data_dir / 'my [part] ü*%')
+  assert mvtec_ad.list_categories(data_dir) == [
+    'bottle',
+    'my [part] ü*%',
+    'part',
+  ]
+  for category in mvtec_ad.list_categories(data_dir):
+    assert len(load(data_dir, category).train_images) == 3
+
+
+def test_builder_has_a_config_for_each_of_the_fifteen():
+  assert len(mvtec_ad.CATEGORIES) == 15
+  assert set(mvtec_ad.MvtecAd.builder_configs) == set(mvtec_ad.CATEGORIES)
+
+
+def message(data_dir, category='part'):
+  with pytest.raises(UserError) as error:
+    load(data_dir, category)
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+def test_wrong_folders(data_dir, tmp_path):
+  assert 'config.data.dir' in message(tmp_path / 'nowhere')
+  (tmp_path / 'empty').mkdir()
+  assert 'holds no category' in message(tmp_path / 'empty')
+  assert 'there are part' in message(data_dir, 'prt')
+  assert 'there are part' in message(data_dir, '../data/part')
+  assert 'there are part' in message(data_dir, '')
+  inside = message(data_dir / 'part')
+  assert f'config.data.dir to {data_dir}' in inside and 'to part' in inside
+  (data_dir / 'half' / 'test').mkdir(parents=True)
+  assert 'train/good' in message(data_dir, 'half')
+  shutil.rmtree(data_dir / 'part/train/good')
+  (data_dir / 'part/train/good').mkdir()
+  assert 'train/good holds no images' in message(data_dir)
+
+
+def test_partners_must_be_there(data_dir):
+  truth = data_dir / 'part' / 'ground_truth'
+  (truth / 'dent/000_mask.png').rename(truth / 'dent/007_mask.png')
+  assert 'dent/007_mask.png is a mask without an image' in message(data_dir)
+  (truth / 'dent/007_mask.png').unlink()
+  assert 'test/dent/000.png has no mask' in message(data_dir)
+  write(truth / 'dent/000_mask.png', defect_mask(20, 29))
+  text = message(data_dir)
+  assert 'dent/000_mask.png is 29x20' in text and '30x20' in text
+  write(truth / 'dent/000_mask.png', defect_mask())
+  write(truth / 'dent/000.png', defect_mask())
+  assert 'has two masks' in message(data_dir)
+  (truth / 'dent/000.png').unlink()
+  write(truth / 'scratch/000_mask.png', defect_mask())
+  assert 'scratch/000_mask.png is a mask without' in message(data_dir)
+  shutil.rmtree(truth / 'scratch')
+  write(data_dir / 'part/test/dent/000.bmp', picture(3))
+  assert 'would share a mask' in message(data_dir)
+
+
+def test_broken_file_leaves_nothing_behind(data_dir):
+  broken = data_dir / 'part/test/good/000.png'
+  data = broken.read_bytes()
+  broken.write_bytes(data[: len(data) // 2])
+  assert 'test/good/000.png cannot be read as an image' in message(data_dir)
+  broken.write_bytes(b'')
+  assert 'test/good/000.png is empty' in message(data_dir)
+  prepared = data_dir.parent / 'tfds' / 'mvtec_ad'
+  assert not list(prepared.rglob('*.array_record*'))
+  broken.write_bytes(data)
+  assert len(load(data_dir).test_images) == 4
+
+
+def test_tfds_dir_that_cannot_be_written(data_dir):
+  (data_dir.parent / 'tfds').write_text('a file')
+  assert 'tfds cannot be written' in message(data_dir)
+
+
+def test_full_disk_is_said_so(data_dir, monkeypatch):
+  # As the record writer puts it.
+  def fail(*args, **kwargs):
+    raise RuntimeError('write() failed: No space left on device; writing x')
+
+  monkeypatch.setattr(mvtec_ad.MvtecAd, 'download_and_prepare', fail)
+  assert 'cannot be written (No space left on device)' in message(data_dir)
+
+
+def test_entries_passed_over_are_reported(data_dir, caplog, monkeypatch):
+  monkeypatch.setattr(layout._log, 'handlers', [])
+  caplog.set_level('WARNING', logger=layout._log.name)
+  (data_dir / 'part/train/good/raw.dng').write_bytes(b'x')
+  assert len(load(data_dir).train_images) == 3
+  assert 'raw.dng' in caplog.text
+
+
+_PREPARE = """
+import sys
+from draem_jax.data import mvtec_ad
+part = mvtec_ad.load_category(
+  sys.argv[1], 'part', image_size=16, tfds_dir=sys.argv[2]
+)
+assert part.train_images.shape == (3, 16, 16, 3)
+assert 'tensorflow' not in sys.modules
+"""
+
+
+def test_two_processes_at_once_and_no_tensorflow(data_dir, tmp_path):
+  command = [sys.executable, '-c', _PREPARE, data_dir, tmp_path / 'tfds']
+  processes = [
+    subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    for _ in range(2)
+  ]
+  for process in processes:
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert output == errors == b''
+  assert len(load(data_dir).train_images) == 3
+
+
+@needs_user_data
+def test_bottle(tmp_path):
+  bottle = mvtec_ad.load_category(
+    USER_DATA, 'bottle', image_size=256, tfds_dir=tmp_path
+  )
+  assert bottle.train_images.shape == (209, 256, 256, 3)
+  assert bottle.test_images.shape == (83, 256, 256, 3)
+  file = bottle.test_files.index('test/contamination/003.png')
+  with Image.open(USER_DATA / 'bottle' / bottle.test_files[file]) as image:
+    np.testing.assert_array_equal(bottle.test_images[file], np.asarray(image))
+  anomalous = np.array(bottle.test_defects) != 'good'
+  assert anomalous.sum() == 63
+  np.testing.assert_array_equal(
+    (bottle.test_masks == 1).any(axis=(1, 2)), anomalous
+  )
+
+
+@needs_user_data
+def test_original_size_and_lossy_masks(tmp_path):
+  original = mvtec_ad.load_category(
+    USER_DATA, 'bottle_original', image_size=64, tfds_dir=tmp_path
+  )
+  assert original.test_images.shape == (3, 64, 64, 3)
+  boards = mvtec_ad.load_category(
+    USER_DATA, 'sawn_timber', image_size=256, tfds_dir=tmp_path
+  )
+  assert len(boards.train_images) == 70 and len(boards.test_images) == 141
+  # Loaded at their own size, lossy masks have two values and no fringe.
+  assert set(np.unique(boards.test_masks)) == {0.0, 1.0}
+  anomalous = np.array(boards.test_defects) != 'good'
+  assert boards.test_masks[anomalous].any(axis=(1, 2)).all()

@@ -20,7 +20,6 @@ SUFFIXES = frozenset(
 )
 # Formats that smear a mask's edges: only one side or the other is meant.
 _LOSSY_FORMATS = ('JPEG', 'MPO', 'WEBP')
-_ORIENTATION = ExifTags.Base.Orientation
 
 
 def is_image(path: pathlib.Path) -> bool:
@@ -64,7 +63,7 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
   Raises:
     UserError: if this is no image, or a broken one.
   """
-  return _to_rgb(_open(data, name), name)
+  return _to_rgb(_open(data, name)[0], name)
 
 
 def decode_mask(data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
@@ -82,7 +81,7 @@ def decode_mask(data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
   Raises:
     UserError: if this is no image, or a broken one.
   """
-  image = _open(data, name)
+  image, _ = _open(data, name)
   if image.mode.startswith('I'):
     levels = _sixteen_bits(image, name)
   else:
@@ -110,11 +109,9 @@ def to_stored(data: bytes, name: str) -> tuple[bytes, tuple[int, int]]:
   Returns:
     The bytes, and (height, width) as `decode_image` gives it.
   """
-  image = _open(data, name)
+  image, was_turned = _open(data, name)
   plain = image.format in ('PNG', 'JPEG') and image.mode == 'RGB'
-  # The tag is gone from `image`, which stands upright.
-  orientation = Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1)
-  if not plain or orientation != 1:
+  if was_turned or not plain:
     data = encode_png(_to_rgb(image, name))
   return data, (image.height, image.width)
 
@@ -148,12 +145,17 @@ def resize_bilinear(
     _neighbours(old, new)
     for old, new in zip(image.shape[:2], size, strict=True)
   )
-  # Written as a + (b - a) w, where a = b gives exactly a: what a mask covers
-  # fully stays so.
-  top = image[y0].astype(np.float32)
-  rows = top + (image[y1] - top) * wy[:, None, None]
-  left = rows[:, x0]
-  resized = left + (rows[:, x1] - left) * wx[:, None]
+
+  def across(rows: np.ndarray) -> Float[np.ndarray, 'h2 w2 c']:
+    # Taken before it becomes float, which is the most work; and written as
+    # a + (b - a) w, where a = b gives exactly a: what a mask covers fully
+    # stays so.
+    picked = image.take(rows, axis=0)
+    left = picked.take(x0, axis=1).astype(np.float32)
+    return left + (picked.take(x1, axis=1) - left) * wx[:, None]
+
+  top = across(y0)
+  resized = top + (across(y1) - top) * wy[:, None, None]
   if image.dtype == np.uint8:
     return (resized + 0.5).astype(np.uint8)
   return resized
@@ -195,13 +197,14 @@ def map_parallel(
       raise
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-  """Decodes a file fully and turns it upright."""
+def _open(data: bytes, name: str) -> tuple[Image.Image, bool]:
+  """Decodes a file fully; turns it upright, and says whether it had to."""
   if not data:
     raise UserError(f'{name} is empty (0 bytes): replace or remove it')
   try:
     image = Image.open(io.BytesIO(data))
     image.load()
+    was_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     # In place, because a copy would forget its format.
     ImageOps.exif_transpose(image, in_place=True)
   except MemoryError:
@@ -218,7 +221,7 @@ def _open(data: bytes, name: str) -> Image.Image:
     raise UserError(
       f'{name} holds floating-point pixels: save it with 8 or 16 bits'
     )
-  return image
+  return image, was_turned
 
 
 def _to_rgb(image: Image.Image, name: str) -> UInt8[np.ndarray, 'h w 3']:

@@ -60,7 +60,9 @@ def train_and_evaluate(
     sharding.replicated(mesh),
     max_device_share=config['data']['max_device_share'],
   )
-  trainer = train.Trainer(config, images=images, textures=texture_images)
+  trainer = train.Trainer(
+    config, images=images, textures=texture_images, mesh=mesh
+  )
   state, lines = train.train(trainer, workdir)
 
   detector = Detector(

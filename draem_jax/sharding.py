@@ -7,6 +7,7 @@ so that the number of devices changes nothing but the order of float sums.
 """
 
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -48,19 +49,28 @@ def start_distributed() -> None:
     jax.distributed.initialize()
 
 
-def make_mesh(batch_size: int) -> Mesh:
-  """A one-axis mesh `('data',)` over every device of every process.
+def make_mesh(
+  batch_size: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A one-axis mesh `('data',)`.
+
+  Args:
+    batch_size: examples of the global batch.
+    devices: those to use; by default every device of every process.
 
   Raises:
     UserError: if `batch_size` cannot be split evenly over the devices.
   """
-  count = jax.device_count()
+  devices = devices or jax.devices()
+  count = len(devices)
   if batch_size % count:
     raise UserError(
       f'config.batch_size={batch_size} cannot be split over {count} devices:'
       f' take a multiple of {count}, or fewer devices'
     )
-  return jax.make_mesh((count,), ('data',), axis_types=(AxisType.Auto,))
+  return jax.make_mesh(
+    (count,), ('data',), axis_types=(AxisType.Auto,), devices=devices
+  )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -109,7 +109,13 @@ def init_state(
   # Threefry, drawn once for each of 150 arrays, takes XLA most of a minute to
   # compile on a CPU.
   key = jax.random.key(seed, impl='unsafe_rbg')
-  return jax.jit(init, out_shardings=sharding.replicated(mesh))(key)
+  # It runs once: unoptimised code is there sooner.
+  quick = {'xla_backend_optimization_level': 0}
+  return jax.jit(
+    init,
+    out_shardings=sharding.replicated(mesh),
+    compiler_options=quick if mesh.devices.flat[0].platform == 'cpu' else None,
+  )(key)
 
 
 def abstract(state: TrainState) -> TrainState:
@@ -249,6 +255,7 @@ class Trainer:
     *,
     images: UInt8[np.ndarray, 'n h w 3'] | Array,
     textures: UInt8[np.ndarray, 't h w 3'] | Array,
+    mesh: Mesh | None = None,
   ):
     """Compiles nothing yet.
 
@@ -257,9 +264,10 @@ class Trainer:
       images: anomaly-free images. A JAX array stays on the devices and is
         drawn from inside the step; from a numpy array each batch is fed.
       textures: anomaly textures, on the same side as `images`.
+      mesh: over every device by default.
     """
     self.config = config
-    self.mesh = sharding.make_mesh(config['batch_size'])
+    self.mesh = mesh or sharding.make_mesh(config['batch_size'])
     self.model = make_model(config)
     self.num_steps = count_steps(config, len(images))
     self.schedule = make_schedule(config, self.num_steps)

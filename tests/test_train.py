@@ -1,0 +1,134 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import random_images, small_config
+
+from draem_jax import sharding, train
+from draem_jax.errors import UserError
+
+IMAGES, TEXTURES = random_images(7), random_images(5, seed=1)
+
+
+def make_trainer(num_devices=1, resident=True, **overrides):
+  config = small_config(**overrides).to_dict()
+  mesh = sharding.make_mesh(config['batch_size'], jax.devices()[:num_devices])
+  images, textures = IMAGES, TEXTURES
+  if resident:
+    images, textures = jax.device_put(
+      (images, textures), sharding.replicated(mesh)
+    )
+  return train.Trainer(config, images=images, textures=textures, mesh=mesh)
+
+
+def run_steps(trainer, count=3):
+  state, losses = trainer.init_state(), []
+  for step in range(count):
+    state, metrics = trainer.step(state, step)
+    losses.append(jax.device_get(metrics))
+  return state, losses
+
+
+@pytest.fixture(scope='module')
+def one_device_run():
+  return run_steps(make_trainer())
+
+
+def test_two_devices_give_the_losses_of_one(one_device_run):
+  _, losses = run_steps(make_trainer(num_devices=2), count=2)
+  # Adam's first step, the sign of the gradient, blows rounding up.
+  for one, two, rtol in zip(one_device_run[1], losses, (1e-5, 1e-3)):
+    for name in one:
+      np.testing.assert_allclose(two[name], one[name], rtol, err_msg=name)
+
+
+def test_feeding_from_the_host_changes_no_bit(one_device_run):
+  state, losses = run_steps(make_trainer(resident=False))
+  for one, two in zip(one_device_run[1], losses, strict=True):
+    assert one == two
+  jax.tree.map(np.testing.assert_array_equal, state, one_device_run[0])
+
+
+def test_the_step_trains(one_device_run):
+  state, losses = one_device_run
+  assert int(state.step) == 3
+  initial = make_trainer().init_state()
+  changed = jax.tree.map(
+    lambda a, b: bool(jnp.any(a != b)), state.params, initial.params
+  )
+  flat = jax.tree_util.tree_leaves_with_path(changed)
+  # Biases before a batch norm have no gradient.
+  still = [str(path) for path, value in flat if not value]
+  assert all('bias' in path for path in still), still
+  assert losses[0]['loss'] == pytest.approx(
+    losses[0]['l2'] + losses[0]['ssim'] + losses[0]['focal'], rel=1e-6
+  )
+
+
+def draw(step, **changes):
+  options = {
+    'batch_size': 4,
+    'num_images': 7,
+    'num_textures': 5,
+    'sampling': 'epochs',
+  }
+  return train.draw_batch(3, step, **(options | changes))
+
+
+def test_epochs_show_every_image_once():
+  seen = np.concatenate([draw(step).images for step in range(14)])
+  for epoch in seen.reshape(8, 7):
+    assert sorted(epoch) == list(range(7))
+  assert (seen[:7] != seen[7:14]).any()
+
+
+def test_draws_with_replacement_are_uniform():
+  seen = np.concatenate(
+    [
+      draw(step, sampling='with_replacement', batch_size=100).images
+      for step in range(20)
+    ]
+  )
+  counts = np.bincount(seen, minlength=7)
+  assert counts.sum() == 2000 and len(counts) == 7
+  # 5 standard deviations.
+  assert np.abs(counts - 2000 / 7).max() < 5 * np.sqrt(2000 * 6 / 49)
+
+
+def test_draws_differ_between_steps_and_examples():
+  keys = [jax.random.key_data(draw(step).keys) for step in range(5)]
+  keys = np.concatenate(keys)
+  assert len(np.unique(keys, axis=0)) == len(keys)
+
+
+def test_draws_are_the_same_under_jit():
+  eager, jitted = draw(9), jax.jit(draw)(jnp.int32(9))
+  np.testing.assert_array_equal(eager.images, jitted.images)
+  np.testing.assert_array_equal(eager.textures, jitted.textures)
+
+
+def test_the_schedule_falls_at_its_milestones():
+  config = small_config(
+    learning_rate=1e-2,
+    learning_rate_factor=0.5,
+    learning_rate_milestones=(0.8, 0.9),
+  )
+  schedule = train.make_schedule(config.to_dict(), 100)
+  rates = [float(schedule(step)) for step in (0, 79, 81, 89, 91, 99)]
+  np.testing.assert_allclose(
+    rates, [1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3, 2.5e-3], rtol=1e-6
+  )
+
+
+def test_epochs_make_steps():
+  config = small_config(num_steps=0, num_epochs=700, batch_size=8).to_dict()
+  assert train.count_steps(config, 209) == 18288  # 146,300 images.
+  assert train.count_steps(small_config(num_steps=5).to_dict(), 209) == 5
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+  trainer = make_trainer(learning_rate=float('inf'))
+  with pytest.raises(UserError, match=r'loss is nan at step \d.*checkpoint'):
+    train.train(trainer, tmp_path)
+  lines = (tmp_path / 'metrics.jsonl').read_text()
+  assert 'NaN' not in lines

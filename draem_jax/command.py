@@ -36,6 +36,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     return flags.FLAGS(argv)
   except flags.Error as error:
     _fail(_last_line(error))
+  except (AttributeError, KeyError) as error:
+    _fail(f'{_named_argument(argv, error)} is no field of the config')
   # A config file may raise anything, and config_flags wraps it in a trace.
   except Exception as error:
     _fail(f'--config: {_last_line(error)}')
@@ -71,6 +73,18 @@ def _set_up_logging() -> None:
   logger.handlers = [handler]
   logger.setLevel(logging.INFO)
   logger.propagate = False
+
+
+def _named_argument(argv: list[str], error: Exception) -> str:
+  """The first `--config.name` whose last part the error names."""
+  names = [
+    argument.split('=', 1)[0]
+    for argument in argv
+    if argument.startswith('--config.')
+  ]
+  quoted = [name for name in names if f"'{name.split('.')[-1]}'" in str(error)]
+  # A field inside one that does not exist is named by the outer one only.
+  return (quoted or names or ['--config'])[0]
 
 
 def _last_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from draem_jax import checkpoint, models, train
 from draem_jax import workdir as workdir_lib
-from draem_jax.data.mvtec_ad import resize_bilinear
+from draem_jax.data.images import resize_bilinear
 from draem_jax.errors import UserError
 
 THRESHOLDS_FILE = 'thresholds.json'

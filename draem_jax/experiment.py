@@ -41,7 +41,12 @@ def train_and_evaluate(
   """
   config_lib.check(config)
   workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'--workdir={workdir} cannot be made ({error.strerror}): name another'
+    ) from error
   category, texture_images = _load(config, workdir)
   kept, held_out = split_holdout(
     category.train_images,

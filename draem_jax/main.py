@@ -29,10 +29,18 @@ def main(argv: list[str]) -> None:
   sharding.start_distributed()
   experiment.use_compilation_cache()
   config = _CONFIG.value
-  workdir = pathlib.Path(_WORKDIR.value or f'runs/{config.category}')
+  try:
+    category = config.category
+  except OSError as error:  # config_flags tells of a missing file only now.
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    raise UserError(
+      f'--config={path} cannot be read: name a config file, such as'
+      ' configs/demo.py'
+    ) from error
+  workdir = pathlib.Path(_WORKDIR.value or f'runs/{category}')
   categories = experiment.list_categories(config.to_dict())
   try:
-    if config.category != 'all':
+    if category != 'all':
       rows = [experiment.train_and_evaluate(config.to_dict(), workdir)]
     else:
       rows = [_run_one(config, name, workdir / name) for name in categories]
@@ -43,7 +51,7 @@ def main(argv: list[str]) -> None:
       128 + stop.signal_number,
     ) from stop
   if sharding.is_main_process():
-    if config.category == 'all':
+    if category == 'all':
       results.write_table(workdir / 'results.md', rows)
     print(results.format_table(rows))
     print(f'results:  {workdir}')

@@ -2,11 +2,14 @@
 
 import errno
 import logging
+import os
+import pathlib
 import sys
 import warnings
 from collections.abc import Callable
 
 import absl.logging
+import jax
 from absl import flags
 
 from draem_jax.errors import UserError
@@ -61,6 +64,18 @@ def wrap(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       _fail(f'{error.filename}: {error.strerror}: {_REMEDIES[error.errno]}')
 
   return wrapped
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs, so that the second start is quick.
+
+  They lie in `~/.cache/draem_jax`, or where `JAX_COMPILATION_CACHE_DIR` says.
+  """
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    folder = pathlib.Path(root) / 'draem_jax' / 'xla'
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def _set_up_logging() -> None:

@@ -1,7 +1,6 @@
 """One category from its files to its results: load, train, evaluate."""
 
 import logging
-import os
 import pathlib
 import zlib
 from collections.abc import Mapping
@@ -168,15 +167,3 @@ def _load(
 
 def _checksum(images: np.ndarray) -> str:
   return f'{zlib.crc32(np.ascontiguousarray(images)):08x}'
-
-
-def use_compilation_cache() -> None:
-  """Keeps compiled programs, so that the second start is quick.
-
-  They lie in `~/.cache/draem_jax`, or where `JAX_COMPILATION_CACHE_DIR` says.
-  """
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    folder = pathlib.Path(root) / 'draem_jax' / 'xla'
-    jax.config.update('jax_compilation_cache_dir', str(folder))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)

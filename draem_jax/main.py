@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
   if _CONFIG.value is None:
     raise UserError('--config is missing: try --config=configs/demo.py')
   sharding.start_distributed()
-  experiment.use_compilation_cache()
+  command.use_compilation_cache()
   config = _CONFIG.value
   try:
     category = config.category

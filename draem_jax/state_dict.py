@@ -1,0 +1,215 @@
+"""PyTorch's files of named arrays, read and written without PyTorch.
+
+`torch.save` puts a pickle, which describes the arrays, and their numbers into
+one of two containers: a zip archive, or before PyTorch 1.6 a plain stream.
+"""
+
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from draem_jax import torch_pickle
+from draem_jax.errors import UserError
+from draem_jax.torch_pickle import BadFile, Storage, Tensor, short
+
+_ZIP_SIGNATURE = b'PK\x03\x04'
+_STREAM_MAGIC = 0x1950A86A20F9469CFC6C
+_STREAM_VERSION = 1001
+_WRAPPERS = ('state_dict', 'model_state_dict', 'model')
+_DATA_PARALLEL = 'module.'
+_ALIGNMENT = 64  # Of the numbers in an archive, for those who map it.
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """Reads the named arrays of a file that `torch.save` wrote.
+
+  Nothing in the file is executed. A state dict that stands in a dict under
+  'state_dict', 'model_state_dict' or 'model' is found; the prefix 'module.' of
+  DataParallel is removed.
+
+  Args:
+    path: Of a file in either format.
+
+  Returns:
+    Arrays by name, in the file's order and dtypes, read-only; arrays that share
+    a storage in the file share memory.
+
+  Raises:
+    UserError: The file cannot be read, is damaged or is something else.
+  """
+  try:
+    with open(path, 'rb') as file:
+      start = file.read(len(_ZIP_SIGNATURE))
+      file.seek(0)
+      return _read_zip(file) if start == _ZIP_SIGNATURE else _read_stream(file)
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read: {error.strerror}') from error
+  except BadFile as error:
+    raise UserError(f'{path}: {error}') from error
+
+
+def write_state_dict(
+  path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
+) -> None:
+  """Writes named arrays as `torch.save` writes a state dict, as a zip archive.
+
+  The file gets its name when it is complete.
+
+  Args:
+    path: Of the file; an existing one is replaced.
+    arrays: By name, of dtypes that PyTorch has.
+
+  Raises:
+    UserError: The file cannot be written.
+    ValueError: PyTorch lacks a dtype.
+  """
+  arrays = {k: np.asarray(a, order='C') for k, a in arrays.items()}
+  root = os.path.splitext(os.path.basename(path))[0]
+  partial = f'{os.fspath(path)}.partial'
+  try:
+    with zipfile.ZipFile(partial, 'w') as archive:
+      _add_member(archive, f'{root}/data.pkl', torch_pickle.dump(arrays))
+      _add_member(archive, f'{root}/byteorder', b'little')
+      for i, array in enumerate(arrays.values()):
+        little = array.astype(array.dtype.newbyteorder('<'), copy=False)
+        _add_member(archive, f'{root}/data/{i}', little.tobytes())
+      _add_member(archive, f'{root}/version', b'3\n')
+    os.replace(partial, path)
+  except OSError as error:
+    raise UserError(f'{path}: cannot be written: {error.strerror}') from error
+  finally:
+    if os.path.exists(partial):
+      os.unlink(partial)
+
+
+def _add_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+  """Adds a member, its data aligned by padding the header's extra field."""
+  info = zipfile.ZipInfo(name)
+  header = 30 + len(name.encode()) + 4  # 4: the extra field's own header.
+  padding = -(archive.fp.tell() + header) % _ALIGNMENT
+  info.extra = b'FB' + padding.to_bytes(2, 'little') + bytes(padding)
+  archive.writestr(info, data)
+
+
+def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
+  try:
+    archive = zipfile.ZipFile(file)
+    members = {info.filename: info for info in archive.infolist()}
+    programs = [n for n in members if n.split('/')[1:] == ['data.pkl']]
+    if len(programs) != 1:
+      raise BadFile('is a zip archive, but not of a PyTorch state dict')
+    root = programs[0].removesuffix('data.pkl')
+    if f'{root}constants.pkl' in members:
+      raise BadFile('is a TorchScript archive; expected a state dict')
+
+    def read(name: str) -> bytes:
+      if root + name not in members:
+        raise BadFile(f'is damaged: it lacks its member {short(name)}')
+      # Stored, a member cannot unfold to more than the file holds.
+      if members[root + name].compress_type != zipfile.ZIP_STORED:
+        raise BadFile(
+          f'has a compressed member {short(name)}; PyTorch has none'
+        )
+      return archive.read(root + name)
+
+    big = f'{root}byteorder' in members and read('byteorder') == b'big'
+    order = 'big' if big else 'little'
+    contents = torch_pickle.load(io.BytesIO(read('data.pkl')), {})
+    return _arrays(
+      contents, lambda s: _numbers(s, read(f'data/{s.key}'), order)
+    )
+  except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    raise BadFile(f'is damaged or truncated: {short(str(error))}') from error
+
+
+def _read_stream(file: BinaryIO) -> dict[str, np.ndarray]:
+  """Reads five pickles, then of each storage its size and its numbers."""
+  foreign = 'is not a PyTorch file, neither a zip archive nor the older stream'
+  try:
+    magic = torch_pickle.load(file, {})
+  except BadFile as error:
+    raise BadFile(foreign) from error
+  if magic != _STREAM_MAGIC:
+    raise BadFile(foreign)
+  storages = {}
+  version, system, contents, keys = (
+    torch_pickle.load(file, storages) for _ in range(4)
+  )
+  if version != _STREAM_VERSION or not isinstance(system, dict):
+    raise BadFile(f'has another version than {_STREAM_VERSION}')
+  if not isinstance(keys, list):
+    raise BadFile(f'is damaged: {short(keys)} is no list of storages')
+  order = 'big' if system.get('little_endian') is False else 'little'
+
+  positions = {}
+  end = os.fstat(file.fileno()).st_size
+  for key in keys:
+    size = int.from_bytes(file.read(8), order)
+    if key not in storages or storages[key].size != size:
+      raise BadFile(f'is damaged or truncated at storage {short(key)}')
+    positions[key] = file.tell()
+    bytes_size = size * storages[key].dtype.itemsize
+    if positions[key] + bytes_size > end:
+      raise BadFile(f'is truncated in storage {short(key)}')
+    file.seek(bytes_size, os.SEEK_CUR)
+
+  def load(storage: Storage) -> np.ndarray:
+    if storage.key not in positions:
+      raise BadFile(f'is damaged: it lacks storage {short(storage.key)}')
+    file.seek(positions[storage.key])
+    data = file.read(storage.size * storage.dtype.itemsize)
+    return _numbers(storage, data, order)
+
+  return _arrays(contents, load)
+
+
+def _numbers(storage: Storage, data: bytes, order: str) -> np.ndarray:
+  """Returns the numbers of a storage from their bytes."""
+  if len(data) != storage.size * storage.dtype.itemsize:
+    raise BadFile(
+      f'is damaged: storage {short(storage.key)} has {len(data)} bytes; '
+      f'expected {storage.size} numbers of {storage.dtype}'
+    )
+  words = np.frombuffer(data, f'u{storage.dtype.itemsize}')
+  words = words if order == sys.byteorder else words.byteswap()
+  return words.view(storage.dtype)
+
+
+def _arrays(
+  contents: Any, load: Callable[[Storage], np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of a state dict; `load` finds a storage's numbers."""
+  for wrapper in _WRAPPERS:
+    if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
+      contents = contents[wrapper]
+  if not isinstance(contents, dict) or not contents:
+    raise BadFile(f'holds {short(contents)}; expected a state dict')
+  for name, value in contents.items():
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+      raise BadFile(
+        f'is no state dict: {short(name)} is {short(value)}, not an array'
+      )
+  if all(name.startswith(_DATA_PARALLEL) for name in contents):
+    contents = {
+      name.removeprefix(_DATA_PARALLEL): tensor
+      for name, tensor in contents.items()
+    }
+  storages = {tensor.storage for tensor in contents.values()}
+  numbers = {storage: load(storage) for storage in storages}
+  return {
+    name: _view(numbers[tensor.storage], tensor)
+    for name, tensor in contents.items()
+  }
+
+
+def _view(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:
+  # Within bounds: `torch_pickle` has compared shape and storage.
+  strides = [stride * numbers.itemsize for stride in tensor.strides]
+  return np.lib.stride_tricks.as_strided(
+    numbers[tensor.offset :], tensor.shape, strides, writeable=False
+  )

@@ -23,7 +23,8 @@ def _between(number, low, high):
 
 def _whole(number, low, high):
   """A whole number from `low` to `high`, both included."""
-  return jnp.floor(_between(number, low, high + 1))
+  # Just below 1, a number may round up.
+  return jnp.minimum(jnp.floor(_between(number, low, high + 1)), high)
 
 
 def _gamma_contrast(image, numbers):

@@ -24,6 +24,7 @@ def rotate(
   Returns:
     The rotated image, of the same shape.
   """
+  image = jnp.asarray(image)
   height, width = image.shape[:2]
   row, column = _source_places(height, width, degrees)
   step = 1 << _INTERPOLATION_BITS

@@ -5,7 +5,9 @@ one of two containers: a zip archive, or before PyTorch 1.6 a plain stream.
 """
 
 import io
+import mmap
 import os
+import struct
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -46,9 +48,16 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     with open(path, 'rb') as file:
       start = file.read(len(_ZIP_SIGNATURE))
       file.seek(0)
-      return _read_zip(file) if start == _ZIP_SIGNATURE else _read_stream(file)
+      if start == _ZIP_SIGNATURE:
+        return _read_zip(file)
+      if not start:
+        raise BadFile('is empty')
+      with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        return _read_stream(mapped)
   except OSError as error:
-    raise UserError(f'{path}: cannot be read: {error.strerror}') from error
+    raise UserError(
+      f'{path}: cannot be read: {error.strerror or error}'
+    ) from error
   except BadFile as error:
     raise UserError(f'{path}: {error}') from error
 
@@ -123,11 +132,19 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
     return _arrays(
       contents, lambda s: _numbers(s, read(f'data/{s.key}'), order)
     )
-  except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+  except (
+    # What zipfile raises at damaged headers.
+    zipfile.BadZipFile,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+  ) as error:
     raise BadFile(f'is damaged or truncated: {short(str(error))}') from error
 
 
-def _read_stream(file: BinaryIO) -> dict[str, np.ndarray]:
+def _read_stream(file: mmap.mmap) -> dict[str, np.ndarray]:
   """Reads five pickles, then of each storage its size and its numbers."""
   foreign = 'is not a PyTorch file, neither a zip archive nor the older stream'
   try:
@@ -147,14 +164,13 @@ def _read_stream(file: BinaryIO) -> dict[str, np.ndarray]:
   order = 'big' if system.get('little_endian') is False else 'little'
 
   positions = {}
-  end = os.fstat(file.fileno()).st_size
   for key in keys:
     size = int.from_bytes(file.read(8), order)
     if key not in storages or storages[key].size != size:
       raise BadFile(f'is damaged or truncated at storage {short(key)}')
     positions[key] = file.tell()
     bytes_size = size * storages[key].dtype.itemsize
-    if positions[key] + bytes_size > end:
+    if positions[key] + bytes_size > len(file):
       raise BadFile(f'is truncated in storage {short(key)}')
     file.seek(bytes_size, os.SEEK_CUR)
 

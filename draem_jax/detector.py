@@ -2,11 +2,17 @@
 
 What `evaluate`, `predict` and `export` share. Maps and scores are those of
 section 3.4 of the paper.
+
+Images are resized on the host, and only then go to the device: one compiled
+program serves every size, and scores are the same to the last bit whether the
+images come from a prepared data set or from a folder.
 """
 
+import copy
 import dataclasses
 import json
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from draem_jax import checkpoint, models, train
+from draem_jax import models
 from draem_jax import workdir as workdir_lib
 from draem_jax.data.images import resize_bilinear
 from draem_jax.errors import UserError
@@ -30,19 +36,18 @@ class Thresholds:
   Attributes:
     image: an image is anomalous when its score is greater.
     pixel: in an anomalous image a pixel is anomalous when its map value is
-      greater. Never above `image`, so that an anomalous image, whose score is
-      a mean of its map, has at least one anomalous pixel.
+      greater.
     source: the good images they were chosen from, in words.
     quantile: of the scores of these images, at which `image` stands. One minus
-      it is the false alarm rate aimed at.
+      it is the false alarm rate aimed at. None if set by hand.
     pixel_quantile: the same for the map values of their pixels.
   """
 
   image: float
   pixel: float
   source: str
-  quantile: float
-  pixel_quantile: float
+  quantile: float | None
+  pixel_quantile: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,14 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """What the detector says of a batch, at the size of the input."""
+  """What the detector says of a batch, at the size of the input.
+
+  Attributes:
+    anomaly_map: how anomalous each pixel is, in [0, 1].
+    score: how anomalous each image is, in [0, 1].
+    is_anomalous: whether the score is greater than the threshold.
+    mask: the anomalous pixels; there is one if, and only if, `is_anomalous`.
+  """
 
   anomaly_map: Float[np.ndarray, 'b h w']
   score: Float[np.ndarray, 'b']
@@ -65,7 +77,16 @@ class Prediction:
 
 
 class Detector:
-  """Finds anomalies in images of any size."""
+  """Finds anomalies in images of any size.
+
+  Attributes:
+    model: the networks.
+    variables: their `params` and `batch_stats`, on the device.
+    image_size: pixels a side at which the networks see every image.
+    score_window: pixels a side of the mean filter of the image score.
+    thresholds: None until they are chosen.
+    batch_size: images a call of the networks.
+  """
 
   def __init__(
     self,
@@ -77,20 +98,13 @@ class Detector:
     thresholds: Thresholds | None = None,
     batch_size: int = 16,
   ):
-    """Takes trained networks; `load` takes a workdir.
-
-    Args:
-      model: the networks.
-      variables: their `params` and `batch_stats`.
-      image_size: pixels a side at which the networks see every image.
-      score_window: pixels a side of the mean filter of the image score.
-      thresholds: None until they are chosen.
-      batch_size: images a call of the networks; the last batch is padded.
-    """
+    """Takes trained networks; `load` takes a workdir."""
+    self.model = model
+    self.variables = jax.device_put(variables)
     self.image_size = image_size
+    self.score_window = score_window
     self.thresholds = thresholds
-    self._variables = variables
-    self._batch_size = batch_size
+    self.batch_size = batch_size
 
     def score(
       variables: Mapping[str, Any], images: UInt8[jax.Array, 'b h w 3']
@@ -99,53 +113,124 @@ class Detector:
         variables, images.astype(jnp.float32) / 255, train=False
       )
       anomaly_map = models.anomaly_map(output.logits)
-      score = models.image_score(anomaly_map, window=score_window)
+      # One by one: a product of matrices rounds as the batch's shape wants it.
+      score = jax.lax.map(
+        lambda each: models.image_score(each, window=score_window), anomaly_map
+      )
       return output.reconstruction, anomaly_map, score
 
     self._score = jax.jit(score)
 
   @classmethod
-  def load(cls, workdir: str | pathlib.Path) -> 'Detector':
+  def load(
+    cls, workdir: str | pathlib.Path, *, batch_size: int | None = None
+  ) -> 'Detector':
     """The detector that a run in `workdir` has trained.
+
+    Args:
+      workdir: the folder of the run.
+      batch_size: images a call of the networks; by default as the run was
+        evaluated (`config.eval.batch_size`).
 
     Raises:
       UserError: if the folder holds no run or no checkpoint that fits it.
     """
+    # Orbax takes a while to import, and only a workdir needs it.
+    from draem_jax import checkpoint
+
     workdir = pathlib.Path(workdir)
     config = workdir_lib.read_config(workdir)
-    model = train.make_model(config)
-    size = config['image_size']
+    model = models.Draem(**config['model'], dtype=jnp.dtype(config['dtype']))
     shapes = jax.eval_shape(
-      lambda key: model.init(key, jnp.zeros((1, size, size, 3)), train=False),
+      # No shape depends on the size of the image.
+      lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False),
       jax.random.key(0),
     )
     variables = checkpoint.restore_variables(workdir / 'checkpoints', shapes)
     return cls(
       model,
       variables,
-      image_size=size,
+      image_size=config['image_size'],
       score_window=config['score_window'],
       thresholds=read_thresholds(workdir),
-      batch_size=config['eval']['batch_size'],
+      batch_size=batch_size or config['eval']['batch_size'],
     )
 
+  def with_thresholds(
+    self, *, image: float | None = None, pixel: float | None = None
+  ) -> 'Detector':
+    """The same detector with another threshold, or two.
+
+    Args:
+      image: an image is anomalous when its score is greater.
+      pixel: in an anomalous image a pixel is anomalous when its map value is
+        greater. Where there was no pixel threshold, it is that of images.
+
+    Raises:
+      UserError: if a threshold is not in [0, 1], or there is none for images.
+    """
+    for name, value in (('image', image), ('pixel', pixel)):
+      if value is not None and not 0 <= value <= 1:
+        raise UserError(f'{name} threshold {value}: take 0 to 1')
+    if image is None:
+      self.check_thresholds()
+    old = self.thresholds
+    image = old.image if image is None else image
+    if pixel is None:
+      pixel = image if old is None else old.pixel
+    changed = copy.copy(self)
+    changed.thresholds = Thresholds(
+      image=image,
+      pixel=pixel,
+      source='set by hand',
+      quantile=None,
+      pixel_quantile=None,
+    )
+    return changed
+
+  def with_batch_size(self, batch_size: int) -> 'Detector':
+    """The same detector with another number of images a call, at least 1."""
+    changed = copy.copy(self)
+    changed.batch_size = max(1, batch_size)
+    return changed
+
+  def check_thresholds(self) -> None:
+    """Raises a `UserError` if there are no thresholds yet."""
+    if self.thresholds is None:
+      raise UserError(
+        f'the run has no {THRESHOLDS_FILE} yet: train it to the end with'
+        ' draem_jax.main, which chooses them, or give a threshold'
+      )
+
+  def fingerprint(self) -> str:
+    """Eight hex digits that tell these networks from others."""
+    checksum = 0
+    for leaf in jax.tree.leaves(jax.device_get(self.variables)):
+      checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
+    return f'{checksum:08x}'
+
+  def prepare(
+    self, image: UInt8[np.ndarray, 'h w 3']
+  ) -> UInt8[np.ndarray, 'image_size image_size 3']:
+    """An image of any size as the networks see it."""
+    return resize_bilinear(image, (self.image_size, self.image_size))
+
   def score(self, images: UInt8[np.ndarray, 'n h w 3']) -> Iterator[Scored]:
-    """Scores images of the networks' size, one batch after the other.
+    """Scores prepared images, one batch after the other.
 
     Args:
       images: uint8 [n, image_size, image_size, 3], RGB.
 
     Yields:
-      Batches of at most `batch_size`, in order, without the padding.
+      Batches of `batch_size`, in order. The networks see the last one padded,
+      so that they are compiled once; the padding does not come out.
     """
-    for start in range(0, len(images), self._batch_size):
-      batch = images[start : start + self._batch_size]
-      count = len(batch)
-      if count < self._batch_size:
-        padding = np.repeat(batch[-1:], self._batch_size - count, axis=0)
-        batch = np.concatenate([batch, padding])
-      outputs = jax.device_get(self._score(self._variables, batch))
-      yield Scored(*(output[:count] for output in outputs))
+    for start in range(0, max(len(images), 1), self.batch_size):
+      batch = images[start : start + self.batch_size]
+      padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
+      padded[: len(batch)] = batch
+      outputs = jax.device_get(self._score(self.variables, padded))
+      yield Scored(*(output[: len(batch)] for output in outputs))
 
   def score_all(self, images: UInt8[np.ndarray, 'n h w 3']) -> Scored:
     """As `score`, with all batches joined."""
@@ -192,45 +277,69 @@ class Detector:
     self, score: Float[np.ndarray, 'n']
   ) -> Bool[np.ndarray, 'n']:
     """The verdict on image scores."""
-    return score > self.thresholds.image
+    self.check_thresholds()
+    # In float64 whatever comes, so that one score has one verdict.
+    return np.asarray(score, np.float64) > self.thresholds.image
+
+  def find_mask(
+    self, anomaly_map: Float[np.ndarray, 'h w'], score: float
+  ) -> Bool[np.ndarray, 'h w']:
+    """The anomalous pixels of one image; none if its score does not pass.
+
+    Args:
+      anomaly_map: its map, at the networks' size or resized.
+      score: its score.
+    """
+    if not self.is_anomalous(score):
+      return np.zeros(anomaly_map.shape, bool)
+    mask = anomaly_map > self.thresholds.pixel
+    if not mask.any():
+      # A faint but wide anomaly. The score is a mean of map values, so some
+      # reach it, unless resizing has flattened the only peak.
+      mask = anomaly_map >= min(score, anomaly_map.max())
+    return mask
 
   def __call__(
     self, images: UInt8[np.ndarray, '...'] | Float[np.ndarray, '...']
   ) -> Prediction:
     """Finds anomalies.
 
+    The networks are compiled once for each number of images up to
+    `batch_size`; of more, the last batch is padded.
+
     Args:
-      images: [b, h, w, 3], or one image [h, w, 3] or [h, w] (gray), of any
-        size; uint8, or float in [0, 1]; RGB.
+      images: [b, h, w, 3] or gray [b, h, w, 1], or one image [h, w, 3],
+        [h, w, 1] or [h, w], of any size; uint8, or float in [0, 1]; RGB.
 
     Returns:
-      Maps in the size of the input, scores and verdicts.
+      Maps in the size of the input, scores and verdicts, all with the batch
+      axis.
 
     Raises:
       UserError: if the detector has no thresholds.
-      ValueError: if `images` has another shape or type.
+      ValueError: if `images` has another shape, type or range.
     """
-    if self.thresholds is None:
-      raise UserError(
-        f'the workdir has no {THRESHOLDS_FILE}: run draem_jax.main there to'
-        ' the end, which chooses them'
-      )
+    self.check_thresholds()
     batch = _as_uint8_batch(images)
-    size = (self.image_size, self.image_size)
-    small = np.stack([resize_bilinear(image, size) for image in batch])
-    scored = self.score_all(small)
-    maps = np.stack(
-      [
-        resize_bilinear(m[..., None], batch.shape[1:3])[..., 0]
-        for m in scored.anomaly_map
-      ]
-    )
-    is_anomalous = self.is_anomalous(scored.score)
-    # Resizing can flatten the only peak of a map: its top counts all the same.
-    top = maps.max(axis=(1, 2), keepdims=True)
-    mask = (maps > self.thresholds.pixel) | (maps == top)
-    mask &= is_anomalous[:, None, None]
-    return Prediction(maps, scored.score, is_anomalous, mask)
+    count, size = len(batch), batch.shape[1:3]
+    small = np.zeros((count, self.image_size, self.image_size, 3), np.uint8)
+    for index, image in enumerate(batch):
+      small[index] = self.prepare(image)
+    fitted = self.with_batch_size(min(count, self.batch_size))
+    scored = fitted.score_all(small)
+    maps = np.zeros((count, *size), np.float32)
+    mask = np.zeros((count, *size), bool)
+    for index, score in enumerate(scored.score):
+      maps[index] = resize_map(scored.anomaly_map[index], size)
+      mask[index] = self.find_mask(maps[index], score)
+    return Prediction(maps, scored.score, self.is_anomalous(scored.score), mask)
+
+
+def resize_map(
+  anomaly_map: Float[np.ndarray, 'h w'], size: tuple[int, int]
+) -> Float[np.ndarray, 'h2 w2']:
+  """An anomaly map at another height and width, bilinearly."""
+  return resize_bilinear(anomaly_map[..., None], size)[..., 0]
 
 
 def write_thresholds(
@@ -257,19 +366,21 @@ def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
 
 def _as_uint8_batch(images: np.ndarray) -> UInt8[np.ndarray, 'b h w 3']:
   images = np.asarray(images)
+  shape = images.shape
   if images.ndim == 2:
-    images = np.repeat(images[..., None], 3, axis=-1)
+    images = images[..., None]
   if images.ndim == 3:
     images = images[None]
-  if images.ndim != 4 or images.shape[-1] != 3:
+  if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in shape[-3:]:
     raise ValueError(
-      f'images have the shape {images.shape}: [b, h, w, 3] is wanted, or one'
-      ' image [h, w, 3] or [h, w]'
+      f'images have the shape {shape}: [b, h, w, 3] is wanted, or one image'
+      ' [h, w, 3] or [h, w]; of gray images [b, h, w, 1]'
     )
   if np.issubdtype(images.dtype, np.floating):
-    if images.size and (images.min() < 0 or images.max() > 1):
+    # NaN fails this comparison, too.
+    if not np.all((images >= 0) & (images <= 1)):
       raise ValueError('float images must lie in [0, 1]')
     images = np.round(images * 255).astype(np.uint8)
   if images.dtype != np.uint8:
     raise ValueError(f'images are {images.dtype}: uint8 or float is wanted')
-  return images
+  return np.repeat(images, 3 // images.shape[-1], axis=-1)

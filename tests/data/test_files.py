@@ -1,0 +1,114 @@
+import os
+
+import pytest
+
+from draem_jax.data.files import find_images
+from draem_jax.errors import UserError
+
+
+@pytest.fixture
+def tree(tmp_path):
+  for name in (
+    'a.png',
+    'A.JPG',
+    'notes.txt',
+    '.hidden.png',
+    '.cache/x.png',
+    'deep/er/b.tif',
+    'deep/a.png',
+    'out/maps/a.png',
+    'odd [1]/c.png',
+  ):
+    path = tmp_path / 'photos' / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  return tmp_path / 'photos'
+
+
+def test_a_folder_at_any_depth(tree):
+  found = find_images(f'{tree}/', excluded=[tree / 'out' / 'maps'])
+  assert found.root == tree
+  assert found.names == [
+    'A.JPG',
+    'a.png',
+    'deep/a.png',
+    'deep/er/b.tif',
+    'odd [1]/c.png',
+  ]
+  assert found.unreadable == []
+
+
+@pytest.mark.parametrize(
+  ('pattern', 'root', 'names'),
+  [
+    ('*.png', '', ['a.png']),
+    ('deep/*', 'deep', ['a.png', 'er/b.tif']),
+    ('d*/**/*.*', '', ['deep/a.png', 'deep/er/b.tif']),
+    ('**', '', ['A.JPG', 'a.png', 'deep/a.png', 'deep/er/b.tif']),
+    ('deep/../[aA].*', '', ['A.JPG', 'a.png']),
+    ('a.png', '', ['a.png']),
+    ('notes.txt', '', ['notes.txt']),
+    ('odd [1]', 'odd [1]', ['c.png']),
+    ('odd [1]/c.png', 'odd [1]', ['c.png']),
+  ],
+)
+def test_files_and_globs(tree, pattern, root, names):
+  excluded = [tree / 'out', tree / 'odd [1]'] if '**' in pattern else []
+  found = find_images(str(tree / pattern), excluded=excluded)
+  assert found.root == tree / root
+  assert found.names == names
+
+
+def test_relative_paths_and_the_home_folder(tree, monkeypatch):
+  monkeypatch.chdir(tree)
+  assert find_images('deep').root == tree / 'deep'
+  monkeypatch.setenv('HOME', str(tree))
+  assert find_images('~/deep').names == ['a.png', 'er/b.tif']
+
+
+def test_links_are_followed_but_not_in_circles(tree):
+  other = tree.parent / 'other'
+  other.mkdir()
+  (other / 'd.png').touch()
+  (tree / 'link').symlink_to(other)
+  (tree / 'deep' / 'up').symlink_to(tree)
+  # Excluded by another name.
+  alias = tree.parent / 'alias'
+  alias.symlink_to(tree)
+  found = find_images(str(tree), excluded=[alias / 'out', alias / 'odd [1]'])
+  assert found.names == [
+    'A.JPG',
+    'a.png',
+    'deep/a.png',
+    'deep/er/b.tif',
+    'link/d.png',
+  ]
+
+
+def test_folders_that_cannot_be_read_are_told(tree, monkeypatch):
+  scandir = os.scandir
+
+  def refuse(path):
+    if os.fspath(path).endswith('er'):
+      raise PermissionError(13, 'Permission denied', path)
+    return scandir(path)
+
+  monkeypatch.setattr(os, 'scandir', refuse)
+  found = find_images(str(tree / 'deep'))
+  assert found.names == ['a.png']
+  assert found.unreadable == [str(tree / 'deep' / 'er')]
+
+
+@pytest.mark.parametrize(
+  ('pattern', 'words'),
+  [
+    ('nothing', 'does not exist'),
+    ('*.gif', 'holds no image'),
+    ('.cache/er*', 'holds no image'),
+    ('out', 'holds no image'),
+  ],
+)
+def test_no_images_are_a_mistake(tree, pattern, words):
+  with pytest.raises(UserError, match=words) as error:
+    find_images(str(tree / pattern), excluded=[tree / 'out'])
+  assert '--images=' in str(error.value)

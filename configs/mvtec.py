@@ -58,7 +58,7 @@ def paper() -> config_dict.ConfigDict:
 
   config.batch_size = 8
   config.num_epochs = 700
-  config.num_steps = 0  # Not 0: decides instead of num_epochs.
+  config.num_steps = 0  # Not 0: decides instead. Both 0: only evaluates.
   config.sampling = 'epochs'  # Or 'with_replacement'.
   config.learning_rate = 1e-4
   config.learning_rate_factor = 0.1

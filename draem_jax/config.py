@@ -26,16 +26,14 @@ def check(config: Mapping[str, Any]) -> None:
     'keep_checkpoints',
     'log_every',
     'panel_every',
-    'score_window',
     'eval.batch_size',
     'model.discriminative_width',
     'model.reconstructive_width',
   ):
     _demand(config, name, lambda value: value >= 1, 'take 1 or more')
+  _demand(config, 'score_window', lambda v: v > 0 and v % 2, 'take an odd one')
   if config['num_steps'] < 0 or config['num_epochs'] < 0:
     raise UserError('config.num_steps and config.num_epochs: take 0 or more')
-  if not config['num_steps'] and not config['num_epochs']:
-    raise UserError('config.num_steps and config.num_epochs are both 0')
   _demand(config, 'learning_rate', lambda value: value > 0, 'take more than 0')
   for name in (
     'eval.mask_threshold',

@@ -36,7 +36,7 @@ def train_and_evaluate(
 
   Raises:
     UserError: for what the user can mend.
-    train.Interrupted: if a signal stopped the training.
+    interrupt.Interrupted: if a signal stopped the training.
   """
   config_lib.check(config)
   workdir = pathlib.Path(workdir)

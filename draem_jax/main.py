@@ -9,7 +9,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from draem_jax import command, experiment, results, sharding, train
+from draem_jax import command, experiment, interrupt, results, sharding
 from draem_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
       rows = [experiment.train_and_evaluate(config.to_dict(), workdir)]
     else:
       rows = [_run_one(config, name, workdir / name) for name in categories]
-  except train.Interrupted as stop:
+  except interrupt.Interrupted as stop:
     raise command.Stopped(
       f'stopped and saved at step {stop.step}: the same command goes on from'
       ' there',

@@ -2,7 +2,6 @@
 
 import logging
 import pathlib
-import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,15 +13,21 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from draem_jax import checkpoint, figures, losses, models, sharding
+from draem_jax import (
+  checkpoint,
+  draw,
+  figures,
+  interrupt,
+  losses,
+  models,
+  sharding,
+)
+from draem_jax import workdir as workdir_lib
 from draem_jax import writer as writer_lib
 from draem_jax.errors import UserError
 from draem_jax.simulator import simulate
 
 _log = logging.getLogger(__name__)
-
-# Labels that keep the streams of random numbers of one seed apart.
-_STEP_STREAM, _EPOCH_STREAM = 0, 1
 
 
 @flax.struct.dataclass
@@ -40,24 +45,6 @@ class TrainState:
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-@flax.struct.dataclass
-class Draw:
-  """Which images and textures a batch is made of, and each example's key."""
-
-  images: Int[Array, 'b']
-  textures: Int[Array, 'b']
-  keys: Key[Array, 'b']
-
-
-class Interrupted(Exception):
-  """A signal ended the training; the state at that step was saved."""
-
-  def __init__(self, step: int, signal_number: int):
-    super().__init__(step)
-    self.step = step
-    self.signal_number = signal_number
-
-
 def make_model(config: Mapping[str, Any]) -> models.Draem:
   """The networks that `config` describes."""
   dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -66,6 +53,43 @@ def make_model(config: Mapping[str, Any]) -> models.Draem:
       f'config.dtype={config["dtype"]!r}: take one of {", ".join(dtypes)}'
     )
   return models.Draem(**config['model'], dtype=dtypes[config['dtype']])
+
+
+def save_imported(
+  workdir: str | pathlib.Path,
+  variables: Mapping[str, Any],
+  config: Mapping[str, Any],
+) -> None:
+  """Writes networks from elsewhere as a run of which no step is done yet.
+
+  `main` can evaluate such a workdir (with `config.num_epochs=0`) or train on
+  from it, with any recipe for networks of these widths.
+
+  Args:
+    workdir: a folder that holds no run yet.
+    variables: `params` and `batch_stats` of `models.Draem`.
+    config: the fields that `Detector.load` needs.
+
+  Raises:
+    UserError: if the folder holds a run.
+  """
+  workdir = pathlib.Path(workdir)
+  if (workdir / 'config.json').exists():
+    raise UserError(f'{workdir} holds a run already: take another --workdir')
+  optimizer = optax.adam(lambda step: 0.0)
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=variables['params'],
+    batch_stats=variables['batch_stats'],
+    opt_state=optimizer.init(variables['params']),
+  )
+  checkpointer = checkpoint.Checkpointer(workdir / 'checkpoints', keep=1)
+  checkpointer.save(0, jax.tree.map(jnp.asarray, state))
+  checkpointer.close()
+  # Last, for a workdir counts as one when this is there.
+  workdir_lib.write_json(
+    workdir / 'config.json', {'config': dict(config), 'data': {}}
+  )
 
 
 def count_steps(config: Mapping[str, Any], num_images: int) -> int:
@@ -124,56 +148,6 @@ def abstract(state: TrainState) -> TrainState:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     state,
   )
-
-
-def draw_batch(
-  seed: int,
-  step: Int[Array, ''] | int,
-  *,
-  batch_size: int,
-  num_images: int,
-  num_textures: int,
-  sampling: str,
-) -> Draw:
-  """Draws the examples of one step.
-
-  A function of the seed, the step and the place in the global batch alone, so
-  that devices, hosts and restarts change nothing.
-
-  Args:
-    seed: of the run.
-    step: number of the step, from 0.
-    batch_size: examples of the global batch.
-    num_images: anomaly-free images to draw from.
-    num_textures: anomaly textures to draw from, with replacement.
-    sampling: 'with_replacement' as the release, or 'epochs' as the paper:
-      every image once, in an order new each time, before any comes again.
-  """
-  run_key = jax.random.key(seed)
-  places = jnp.arange(batch_size)
-  step_key = jax.random.fold_in(jax.random.fold_in(run_key, _STEP_STREAM), step)
-  keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(places)
-  image_keys, texture_keys, example_keys = jax.vmap(
-    lambda key: jax.random.split(key, 3), out_axes=1
-  )(keys)
-
-  def uniform_index(key: Key[Array, ''], count: int) -> Int[Array, '']:
-    return jax.random.randint(key, (), 0, count)
-
-  if sampling == 'with_replacement':
-    images = jax.vmap(lambda key: uniform_index(key, num_images))(image_keys)
-  else:
-    epoch_key = jax.random.fold_in(run_key, _EPOCH_STREAM)
-
-    def epoch_index(position: Int[Array, '']) -> Int[Array, '']:
-      key = jax.random.fold_in(epoch_key, position // num_images)
-      return jax.random.permutation(key, num_images)[position % num_images]
-
-    images = jax.vmap(epoch_index)(step * batch_size + places)
-  textures = jax.vmap(lambda key: uniform_index(key, num_textures))(
-    texture_keys
-  )
-  return Draw(images=images, textures=textures, keys=example_keys)
 
 
 def make_train_step(
@@ -285,9 +259,9 @@ class Trainer:
     def resident_step(
       state: TrainState, images: Array, textures: Array
     ) -> tuple[TrainState, dict[str, Array]]:
-      draw = self._draw_batch(state.step)
+      drawn = self._draw_batch(state.step)
       return step(
-        state, images[draw.images], textures[draw.textures], draw.keys
+        state, images[drawn.images], textures[drawn.textures], drawn.keys
       )
 
     self._resident = isinstance(images, jax.Array)
@@ -319,8 +293,8 @@ class Trainer:
     """The examples of step `step`, and what the networks make of them."""
     return jax.device_get(self._preview(state.variables, *self._fetch(step)))
 
-  def _draw_batch(self, step: Int[Array, ''] | int) -> Draw:
-    return draw_batch(
+  def _draw_batch(self, step: Int[Array, ''] | int) -> draw.Draw:
+    return draw.draw_batch(
       self.config['seed'],
       step,
       batch_size=self.config['batch_size'],
@@ -330,17 +304,20 @@ class Trainer:
     )
 
   def _fetch(self, step: int) -> tuple[Array, Array, Array]:
-    draw = self._draw(step)
+    drawn = self._draw(step)
     if self._resident:
-      images, textures = self.images[draw.images], self.textures[draw.textures]
+      images, textures = (
+        self.images[drawn.images],
+        self.textures[drawn.textures],
+      )
     else:
       images = sharding.put_batch(
-        self.images[np.asarray(draw.images)], self.mesh
+        self.images[np.asarray(drawn.images)], self.mesh
       )
       textures = sharding.put_batch(
-        self.textures[np.asarray(draw.textures)], self.mesh
+        self.textures[np.asarray(drawn.textures)], self.mesh
       )
-    return images, textures, draw.keys
+    return images, textures, drawn.keys
 
   def _preview_batch(
     self, variables: Any, images: Array, textures: Array, keys: Array
@@ -361,7 +338,7 @@ def train(
     The state after the last step, and the (closed) writer.
 
   Raises:
-    Interrupted: on SIGTERM or SIGINT, once the state is saved.
+    interrupt.Interrupted: on SIGTERM or SIGINT, once the state is saved.
     UserError: if a loss is not finite; the message names the step and the
       last good checkpoint.
   """
@@ -382,7 +359,7 @@ def train(
   )
   pending = []
   try:
-    with _SignalWatch() as watch:
+    with interrupt.SignalWatch() as watch:
       for step in range(first + 1, trainer.num_steps + 1):
         state, metrics = trainer.step(state, step - 1)
         pending.append(metrics)
@@ -401,7 +378,7 @@ def train(
           _write_panel(trainer, state, step, workdir, writer)
         if watch.caught and not last:
           checkpointer.wait()
-          raise Interrupted(step, watch.caught)
+          raise interrupt.Interrupted(step, watch.caught)
     checkpointer.wait()
   finally:
     writer.close()
@@ -455,28 +432,3 @@ def _write_panel(
   figures.save_png(workdir / 'figures' / 'simulated.png', sheet)
   writer.write_panel(step, sheet)
   writer.skip_time()
-
-
-class _SignalWatch:
-  """Notes SIGTERM and SIGINT instead of dying; a second one ends at once."""
-
-  def __enter__(self) -> '_SignalWatch':
-    self.caught = 0
-    self._before = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
-      try:
-        self._before[number] = signal.signal(number, self._note)
-      except ValueError:  # Not the main thread, as in a notebook's worker.
-        _log.info('signals are left alone outside the main thread')
-    return self
-
-  def _note(self, number: int, frame: Any) -> None:
-    del frame
-    if self.caught:
-      signal.signal(number, signal.SIG_DFL)
-      signal.raise_signal(number)
-    self.caught = number
-
-  def __exit__(self, *unused: Any) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)

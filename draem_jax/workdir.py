@@ -71,12 +71,17 @@ def claim(
     fingerprint: a checksum for each array that training reads, by name.
 
   Raises:
-    UserError: if the run there was made with another config or other data;
-      the message names the fields.
+    UserError: if a training there has begun with another config or other
+      data; the message names the fields.
   """
   path = pathlib.Path(workdir) / 'config.json'
   config = json.loads(json.dumps(config))
-  if not path.exists():
+  # Imported weights lie there as step 0: any recipe may go on from them.
+  begun = any(
+    folder.name.isdecimal() and folder.name != '0'
+    for folder in (path.parent / 'checkpoints').glob('*')
+  )
+  if not path.exists() or not begun:
     write_json(path, {'config': config, 'data': dict(fingerprint)})
     return
   found = _read(workdir)

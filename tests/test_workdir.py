@@ -16,8 +16,13 @@ def test_the_same_run_may_go_on(tmp_path):
   assert workdir.read_config(tmp_path / 'run') == json.loads(json.dumps(config))
 
 
+def begin(folder):
+  workdir.claim(folder, small_config().to_dict(), DATA)
+  (folder / 'checkpoints' / '2').mkdir(parents=True)
+
+
 def test_another_config_is_refused_by_field(tmp_path):
-  workdir.claim(tmp_path, small_config().to_dict(), DATA)
+  begin(tmp_path)
   other = small_config(**{'seed': 5, 'simulator.opacity': (0.5, 1.0)})
   with pytest.raises(UserError) as error:
     workdir.claim(tmp_path, other.to_dict(), DATA)
@@ -28,14 +33,21 @@ def test_another_config_is_refused_by_field(tmp_path):
   assert workdir.read_config(tmp_path)['seed'] == 0
 
 
-def test_fields_that_do_not_shape_the_weights_may_change(tmp_path):
+def test_before_the_first_step_any_config_may_come(tmp_path):
   workdir.claim(tmp_path, small_config().to_dict(), DATA)
+  (tmp_path / 'checkpoints' / '0').mkdir(parents=True)
+  workdir.claim(tmp_path, small_config(seed=5).to_dict(), DATA)
+  assert workdir.read_config(tmp_path)['seed'] == 5
+
+
+def test_fields_that_do_not_shape_the_weights_may_change(tmp_path):
+  begin(tmp_path)
   workdir.claim(tmp_path, small_config(log_every=7).to_dict(), DATA)
   assert workdir.read_config(tmp_path)['log_every'] == 7
 
 
 def test_other_data_are_refused(tmp_path):
-  workdir.claim(tmp_path, small_config().to_dict(), DATA)
+  begin(tmp_path)
   with pytest.raises(UserError, match='other textures'):
     workdir.claim(
       tmp_path, small_config().to_dict(), DATA | {'textures': '00000000'}

@@ -1,0 +1,68 @@
+"""Which images and textures the examples of a step are made of."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+# Labels that keep the streams of random numbers of one seed apart.
+_STEP_STREAM, _EPOCH_STREAM = 0, 1
+
+
+@flax.struct.dataclass
+class Draw:
+  """Which images and textures a batch is made of, and each example's key."""
+
+  images: Int[Array, 'b']
+  textures: Int[Array, 'b']
+  keys: Key[Array, 'b']
+
+
+def draw_batch(
+  seed: int,
+  step: Int[Array, ''] | int,
+  *,
+  batch_size: int,
+  num_images: int,
+  num_textures: int,
+  sampling: str,
+) -> Draw:
+  """Draws the examples of one step.
+
+  A function of the seed, the step and the place in the global batch alone, so
+  that devices, hosts and restarts change nothing.
+
+  Args:
+    seed: of the run.
+    step: number of the step, from 0.
+    batch_size: examples of the global batch.
+    num_images: anomaly-free images to draw from.
+    num_textures: anomaly textures to draw from, with replacement.
+    sampling: 'with_replacement' as the release, or 'epochs' as the paper:
+      every image once, in an order new each time, before any comes again.
+  """
+  run_key = jax.random.key(seed)
+  places = jnp.arange(batch_size)
+  step_key = jax.random.fold_in(jax.random.fold_in(run_key, _STEP_STREAM), step)
+  keys = jax.vmap(lambda i: jax.random.fold_in(step_key, i))(places)
+  image_keys, texture_keys, example_keys = jax.vmap(
+    lambda key: jax.random.split(key, 3), out_axes=1
+  )(keys)
+
+  def uniform_index(key: Key[Array, ''], count: int) -> Int[Array, '']:
+    return jax.random.randint(key, (), 0, count)
+
+  if sampling == 'with_replacement':
+    images = jax.vmap(lambda key: uniform_index(key, num_images))(image_keys)
+  else:
+    epoch_key = jax.random.fold_in(run_key, _EPOCH_STREAM)
+
+    def epoch_index(position: Int[Array, '']) -> Int[Array, '']:
+      key = jax.random.fold_in(epoch_key, position // num_images)
+      return jax.random.permutation(key, num_images)[position % num_images]
+
+    images = jax.vmap(epoch_index)(step * batch_size + places)
+  textures = jax.vmap(lambda key: uniform_index(key, num_textures))(
+    texture_keys
+  )
+  return Draw(images=images, textures=textures, keys=example_keys)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from draem_jax import figures, metrics, plots
+from draem_jax import figures, metrics, plots, report
 from draem_jax import workdir as workdir_lib
 from draem_jax.data.mvtec_ad import Category
 from draem_jax.detector import Detector, Scored
@@ -27,7 +27,8 @@ def evaluate(
 ) -> dict[str, Any]:
   """Scores the test split of a category and writes all that comes of it.
 
-  Writes `results.json`, `predictions.csv` and `figures/` in `workdir`.
+  Writes `results.json`, `predictions.csv`, `figures/` and `report.html` in
+  `workdir`.
 
   Args:
     detector: trained, with thresholds.
@@ -46,6 +47,7 @@ def evaluate(
   if category.test_masks is not None:
     masks = category.test_masks >= mask_threshold
   results = dict(run)
+  scored, notes = None, []
   if not len(labels):
     _log.info('%s has no test images: nothing to evaluate', category.name)
     results |= dict.fromkeys(
@@ -56,13 +58,23 @@ def evaluate(
     results |= metrics.evaluate_metrics(
       scores=scored.score, maps=scored.anomaly_map, labels=labels, masks=masks
     )
-    for note in results.pop('notes'):
+    notes = results.pop('notes')
+    for note in notes:
       _log.info('%s: %s', category.name, note)
     results |= _at_threshold(detector, scored.score, labels)
     _write_predictions(workdir, detector, category, scored.score)
     _log.info('drawing %d panels', len(labels))
     _draw(workdir / 'figures', detector, category, scored, labels, masks)
   workdir_lib.write_json(workdir / 'results.json', results)
+  report.write_report(
+    workdir,
+    category=category,
+    scored=scored,
+    masks=masks,
+    thresholds=detector.thresholds,
+    results=results,
+    notes=notes,
+  )
   return results
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from draem_jax import command, experiment, interrupt, results, sharding
+from draem_jax import command, experiment, interrupt, report, results, sharding
 from draem_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -53,9 +53,11 @@ def main(argv: list[str]) -> None:
   if sharding.is_main_process():
     if category == 'all':
       results.write_table(workdir / 'results.md', rows)
+      report.write_comparison(workdir / 'report.html', rows)
     print(results.format_table(rows))
     print(f'results:  {workdir}')
     print(f'pictures: {workdir / "figures"}')
+    print(f'report:   {workdir / "report.html"}')
 
 
 def _run_one(config: Any, category: str, workdir: pathlib.Path) -> Any:

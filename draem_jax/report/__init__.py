@@ -1,0 +1,6 @@
+"""HTML reports: one a category, and one that compares categories."""
+
+from draem_jax.report.category import write_report
+from draem_jax.report.comparison import write_comparison
+
+__all__ = ('write_comparison', 'write_report')

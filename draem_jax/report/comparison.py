@@ -1,0 +1,181 @@
+"""The report that sets categories side by side, and beside the paper."""
+
+import pathlib
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from draem_jax import workdir as workdir_lib
+from draem_jax.report import document, scores
+from draem_jax.report.document import escape
+
+# What `results.json` says of a run, beside the figures.
+_RATES = {
+  'true_positive_rate': '<abbr title="True positive rate">TPR</abbr>',
+  'false_positive_rate': '<abbr title="False positive rate">FPR</abbr>',
+  'f1': 'F1',
+  'best_f1': 'Best F1',
+}
+
+
+def write_comparison(
+  path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]
+) -> None:
+  """Writes one HTML file that compares categories.
+
+  It links to the report of each category where that lies at
+  `<category>/report.html` beside it.
+
+  Args:
+    path: of the file.
+    rows: the content of one `results.json` each.
+  """
+  path = pathlib.Path(path)
+  averages, paper = scores.average(rows)
+  body = document.fill(
+    'comparison.html',
+    headline=escape(_headline(len(rows), averages, paper)),
+    choices=_choices(),
+    table=_table(path.parent, rows, averages, paper),
+    note=escape(_note(rows)),
+    runs=_runs(rows),
+  )
+  text = document.page(
+    title='DRÆM comparison', body=body, script='comparison.js', data={}
+  )
+  workdir_lib.write_text(path, text)
+
+
+def _headline(
+  count: int, averages: Mapping[str, float | None], paper: Mapping[str, float]
+) -> str:
+  text = f'{count} {"category" if count == 1 else "categories"}'
+  if averages['image_auroc'] is not None:
+    ours = scores.percent(averages['image_auroc'])
+    text += f', image AUROC {ours} on average'
+  if 'image_auroc' in paper:
+    text += f' where the paper has {scores.percent(paper["image_auroc"])}'
+  return f'{text}.'
+
+
+def _choices() -> str:
+  """Radio buttons that choose the figure where there is room for one."""
+  return ''.join(
+    f'<label><input type="radio" name="figure" value="{figure.key}"'
+    f'{" checked" if number == 0 else ""}><span>{figure.name}</span></label>\n'
+    for number, figure in enumerate(scores.FIGURES)
+  )
+
+
+def _table(
+  folder: pathlib.Path,
+  rows: Sequence[Mapping[str, Any]],
+  averages: Mapping[str, float | None],
+  paper: Mapping[str, float],
+) -> str:
+  papers = [scores.published(row['category']) for row in rows]
+  lows = {
+    figure.key: scores.lowest(one.get(figure.key) for one in (*rows, *papers))
+    for figure in scores.FIGURES
+  }
+  head = ''.join(
+    f'<th scope="col" data-figure="{figure.key}">'
+    f'<button type="button" class="sort">{figure.name}</button>'
+    f'<span class="ends" aria-hidden="true"><span>{100 * lows[figure.key]:.0f}'
+    '</span><span>100</span></span></th>'
+    for figure in scores.FIGURES
+  )
+  body = ''.join(
+    f'<tr><th scope="row">{_name(folder, row["category"])}</th>'
+    f'{_cells(row, theirs, lows)}</tr>\n'
+    for row, theirs in zip(rows, papers, strict=True)
+  )
+  foot = ''
+  if len(rows) > 1:
+    foot = (
+      '<tfoot><tr><th scope="row">average</th>'
+      f'{_cells(averages, paper, lows)}</tr></tfoot>'
+    )
+  return (
+    '<table class="comparison" id="comparison">\n<caption class="hidden">'
+    'Figures of each category in percent</caption>\n<thead><tr>'
+    '<th scope="col" aria-sort="none"><button type="button" class="sort">'
+    f'Category</button></th>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n'
+    f'{foot}\n</table>'
+  )
+
+
+def _name(folder: pathlib.Path, category: str) -> str:
+  """The category, as a link where it has a report."""
+  if not (folder / category / 'report.html').exists():
+    return escape(category)
+  target = f'{urllib.parse.quote(category, safe="")}/report.html'
+  return f'<a href="{target}">{escape(category)}</a>'
+
+
+def _cells(
+  ours: Mapping[str, Any],
+  paper: Mapping[str, float],
+  lows: Mapping[str, float],
+) -> str:
+  cells = []
+  for key, *_ in scores.FIGURES:
+    value, theirs = ours[key], paper.get(key)
+    text = f'<b>{scores.percent(value)}</b>'
+    if theirs is not None:
+      text += (
+        '<span class="theirs"><span class="hidden">paper</span> '
+        f'{scores.percent(theirs)}</span>'
+      )
+    order = '' if value is None else f' data-value="{value:.9g}"'
+    cells.append(
+      f'<td data-figure="{key}"{order}><div class="pair">{text}</div>'
+      f'{scores.scale(value, theirs, lows[key])}</td>'
+    )
+  return ''.join(cells)
+
+
+def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
+  """What each run was, and what its detector's threshold does."""
+  numbers = [*_RATES.values(), 'Steps', 'Time', 'Images/s']
+  head = '<th scope="col">Category</th>' + ''.join(
+    f'<th scope="col" class="number">{name}</th>' for name in numbers
+  )
+  lines = []
+  for row in rows:
+    seconds, rate = row.get('train_seconds'), row.get('images_per_second')
+    cells = [scores.percent(row.get(key)) for key in _RATES]
+    cells.append(_or_missing(row.get('steps'), ','))
+    cells.append(
+      scores.MISSING if seconds is None else scores.duration(seconds)
+    )
+    cells.append(_or_missing(rate, '.4g'))
+    lines.append(
+      f'<tr><th scope="row">{escape(row["category"])}</th>'
+      + ''.join(f'<td class="number">{cell}</td>' for cell in cells)
+      + f'<td>{escape(row.get("device") or scores.MISSING)}</td></tr>\n'
+    )
+  return (
+    f'<table class="runs">\n<thead><tr>{head}<th scope="col">Device</th></tr>'
+    f'</thead>\n<tbody>\n{"".join(lines)}</tbody>\n</table>'
+  )
+
+
+def _note(rows: Sequence[Mapping[str, Any]]) -> str:
+  """What the averages are over, and what a missing figure means."""
+  text = (
+    f'{scores.PAPER_NOTE} Averages are over the categories that have the'
+    ' figure; the paper’s is given where all are among its 15. Whether a run'
+    ' followed the paper’s recipe stands in its own report.'
+  )
+  keys = [figure.key for figure in scores.FIGURES]
+  if any(row[key] is None for row in rows for key in keys):
+    text += (
+      f' {scores.MISSING}: the test split does not define the figure; the'
+      ' report of the category says why.'
+    )
+  return text
+
+
+def _or_missing(value: float | None, form: str) -> str:
+  return scores.MISSING if value is None else f'{value:{form}}'

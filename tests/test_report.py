@@ -1,0 +1,384 @@
+"""The reports: what they say, and that nothing leaves them.
+
+What a user does with them is tested in `test_report_browser.py`.
+"""
+
+import base64
+import io
+import json
+import re
+import types
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.path import Path
+from PIL import Image
+
+from draem_jax import evaluate, figures, report, results
+from draem_jax.data.mvtec_ad import Category
+from draem_jax.detector import Scored, Thresholds
+from draem_jax.report import charts, pictures, scores
+
+HOSTILE = 'test/</script><img src=x onerror=alert(1)>&"\'/000.png'
+VOID = {'meta', 'link', 'input', 'img', 'br'}
+
+
+@pytest.fixture(autouse=True)
+def no_panels(monkeypatch):
+  """Leaves out the PNG files, which take long and have their own tests."""
+  monkeypatch.setattr(evaluate, '_draw', lambda *args: None)
+
+
+def make_category(*, count=24, size=32, masks=True, seed=0, files=None):
+  rng = np.random.default_rng(seed)
+  defects = [
+    ('good', 'crack', 'scratch')[number % 3] for number in range(count)
+  ]
+  if files is None:
+    files = [
+      f'test/{defect}/{number:03}.png' for number, defect in enumerate(defects)
+    ]
+  coverage = np.zeros((count, size, size), np.float32)
+  for number, defect in enumerate(defects):
+    if defect != 'good':
+      coverage[number, 4 : 12 + number % 8, 6:14] = 1
+  images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+  return Category(
+    name='bottle',
+    train_images=images[:0],
+    train_files=[],
+    test_images=images,
+    test_masks=coverage if masks else None,
+    test_files=files,
+    test_defects=defects,
+  )
+
+
+def make_scored(category, seed=0):
+  """Scores that overlap, so that a threshold has something to decide."""
+  rng = np.random.default_rng(seed)
+  labels = np.array([kind != 'good' for kind in category.test_defects])
+  score = rng.uniform(0.0, 0.6, len(labels)) + 0.3 * labels
+  anomaly_map = rng.uniform(0, 0.3, category.test_images.shape[:3])
+  if category.test_masks is not None:
+    anomaly_map += 0.5 * category.test_masks
+  return Scored(
+    reconstruction=np.float32(category.test_images / 255),
+    anomaly_map=np.float32(anomaly_map),
+    score=np.float32(score),
+  )
+
+
+def make_detector(scored):
+  """A detector that has already seen all there is."""
+  thresholds = Thresholds(
+    image=0.375,
+    pixel=0.3,
+    source='12 <good> images held out of the training',
+    quantile=0.99,
+    pixel_quantile=0.9999,
+  )
+  return types.SimpleNamespace(
+    thresholds=thresholds,
+    score_all=lambda images: scored,
+    is_anomalous=lambda score: score > thresholds.image,
+  )
+
+
+def make_report(folder, category, scored, **run):
+  """Evaluates, as the command does, and returns the path and the results."""
+  found = evaluate.evaluate(
+    make_detector(scored),
+    category,
+    mask_threshold=0.5,
+    workdir=folder,
+    run={
+      'category': category.name,
+      'steps': 1200,
+      'train_seconds': 4000.0,
+      'images_per_second': 71.25,
+      'device': '1 x <device>',
+    }
+    | run,
+  )
+  return folder / 'report.html', found
+
+
+class Page(HTMLParser):
+  """Checks the nesting of the elements and keeps what a test asks for."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.attributes, self.ids, self.text = [], [], [], []
+    self.feed(text)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    self.attributes += [(tag, name, value) for name, value in attrs]
+    self.ids += [value for name, value in attrs if name == 'id']
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] not in ('script', 'style'):
+      self.text.append(data)
+
+
+def read(path):
+  text = path.read_text(encoding='utf-8')
+  page = Page(text)
+  assert len(page.ids) == len(set(page.ids))
+  data = re.search('<script id="data"[^>]*>(.*?)</script>', text, re.DOTALL)
+  return text, page, json.loads(data[1])
+
+
+def cells_of(text, name):
+  """The numbers of one figure in the table of scores."""
+  row = re.search(f'<th scope="row">{name}<small>.*?</tr>', text)[0]
+  return re.findall('<td class="number[^"]*">([^<]*)</td>', row)
+
+
+def test_nothing_leaves_the_file(tmp_path):
+  category = make_category()
+  path, row = make_report(tmp_path / 'bottle', category, make_scored(category))
+  report.write_comparison(tmp_path / 'report.html', [row, row])
+  for file in (path, tmp_path / 'report.html'):
+    text, page, _ = read(file)
+    assert "default-src 'none'" in text
+    assert not re.search(r'https?:|//\w+\.|@import|url\(', text)
+    for tag, name, value in page.attributes:
+      assert not name.startswith('on'), tag
+      if name in ('src', 'srcset', 'data', 'action', 'href'):
+        assert value.startswith(('data:', '#', 'bottle/')), (tag, value)
+
+
+def test_scores_stand_beside_the_papers(tmp_path):
+  category = make_category()
+  path, row = make_report(tmp_path, category, make_scored(category))
+  text, _, _ = read(path)
+  ours = round(100 * row['image_auroc'], 1)
+  theirs = results.PAPER['bottle'][0]
+  shown = cells_of(text, 'Image AUROC')
+  assert shown[:2] == [f'{ours:.1f}', f'{theirs:.1f}']
+  assert float(shown[2].replace('−', '-')) == pytest.approx(ours - theirs)
+  assert cells_of(text, 'AUPRO')[1:] == ['–', '–']
+  assert '12 &lt;good&gt; images held out' in text
+  assert '1 h 6 min' in text and '1,200 steps' in text
+
+
+def test_says_in_what_a_run_differs_from_the_papers(tmp_path):
+  category = make_category()
+  config = {'image_size': 32, 'batch_size': 8, 'num_steps': 5, 'dtype': 'x'}
+  config['model'] = {'reconstructive_width': 4, 'discriminative_width': 64}
+  (tmp_path / 'config.json').write_text(json.dumps({'config': config}))
+  path, _ = make_report(tmp_path, category, make_scored(category))
+  note = re.search('not the paper’s recipe: ([^.]*)', path.read_text())[1]
+  assert note == (
+    'image size 32 (paper: 256), reconstructive width 4 (paper: 128), 1,200'
+    ' steps (paper: 700 epochs)'
+  )
+  category.name = 'pens'
+  path, _ = make_report(tmp_path, category, make_scored(category))
+  assert 'recipe' not in path.read_text()
+
+
+def test_data_holds_every_image_exactly(tmp_path):
+  category = make_category()
+  scored = make_scored(category)
+  path, row = make_report(tmp_path, category, scored)
+  _, _, data = read(path)
+  assert [image['file'] for image in data['images']] == category.test_files
+  assert [image['score'] for image in data['images']] == scored.score.tolist()
+  assert data['threshold'] == row['threshold']
+  assert data['bestThreshold'] == row['best_f1_threshold']
+  for image in data['images']:
+    assert ('outline' in image) == (image['defect'] != 'good')
+
+
+def test_text_of_files_and_folders_stays_text(tmp_path):
+  category = make_category(count=3)
+  category.test_files[1] = HOSTILE
+  category.test_defects[1] = '</option><script>alert(1)</script>'
+  category.name = '<b>"bottle'
+  path, row = make_report(tmp_path, category, make_scored(category))
+  report.write_comparison(tmp_path / 'all.html', [row, row])
+  for file in (path, tmp_path / 'all.html'):
+    text, page, data = read(file)
+    assert text.count('<script') == 2
+    assert not any(tag == 'img' for tag, *_ in page.attributes)
+    assert category.name in ''.join(page.text)
+  _, _, data = read(path)
+  assert data['images'][1]['file'] == HOSTILE
+
+
+@pytest.mark.parametrize('kept', ['good', 'anomalous', 'no masks', 'nothing'])
+def test_what_a_split_does_not_define_is_a_dash_with_its_reason(tmp_path, kept):
+  category = make_category(masks=kept != 'no masks')
+  chosen = {
+    'good': [0, 3, 6],
+    'anomalous': [1, 2, 4],
+    'no masks': range(24),
+    'nothing': [],
+  }[kept]
+  category.test_images = category.test_images[list(chosen)]
+  if category.test_masks is not None:
+    category.test_masks = category.test_masks[list(chosen)]
+  category.test_files = [category.test_files[index] for index in chosen]
+  category.test_defects = [category.test_defects[index] for index in chosen]
+  path, _ = make_report(tmp_path, category, make_scored(category))
+  text, _, data = read(path)
+  assert len(data['images']) == len(chosen)
+  is_missing = {
+    name: cells_of(text, name)[0] == '–' for name in ('Image AP', 'Pixel AP')
+  }
+  assert is_missing['Image AP'] == (kept != 'no masks')
+  assert is_missing['Pixel AP'] == (kept != 'anomalous')
+  reason = {
+    'good': 'the test split has no anomalous image',
+    'anomalous': 'the test split has no good image',
+    'no masks': 'the test split has no ground truth masks',
+    'nothing': 'there are no test images',
+  }[kept]
+  assert reason in text
+
+
+def decode(text):
+  """RGBA in [0, 1] of an embedded picture."""
+  image = Image.open(io.BytesIO(base64.b64decode(text)))
+  return np.asarray(image.convert('RGBA')) / 255
+
+
+def test_heat_layer_over_the_image_is_the_overlay():
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (16, 256, 3), dtype=np.uint8)
+  ramp = np.repeat(np.linspace(-0.1, 1.1, 256)[None], 16, axis=0)
+  layer = pictures.heat_layer(ramp) / 255
+  opacity = layer[..., 3:]
+  composed = opacity * layer[..., :3] + (1 - opacity) * image / 255
+  expected = figures.heat_map_overlay(image, ramp) / 255
+  np.testing.assert_allclose(composed, expected, atol=2.5 / 255)
+  assert np.all(layer[:, :10, 3] == 0)
+
+
+def test_pictures_survive_their_encoding():
+  smooth = np.zeros((64, 48, 4), np.uint8)
+  smooth[..., 0] = np.arange(0, 256, 4)[:, None]
+  smooth[..., 3] = 255
+  smooth[:20, :, 3] = 0
+  found = decode(pictures.encode(smooth, 64))
+  assert found.shape == (64, 48, 4)
+  np.testing.assert_array_equal(found[..., 3], smooth[..., 3] / 255)
+  np.testing.assert_allclose(
+    found[20:, :, :3], smooth[20:, :, :3] / 255, atol=0.05
+  )
+  assert decode(pictures.encode(smooth, 32)).shape == (32, 24, 4)
+  wild = np.linspace(-1, 2, 8 * 8 * 3).reshape(8, 8, 3)
+  assert decode(pictures.encode(wild, 8))[0, 0, 0] < 0.2
+
+
+def test_many_pictures_are_smaller_but_never_tiny():
+  assert pictures.picture_side(64, 64, 83) == 64
+  assert pictures.picture_side(256, 256, 167) == 256
+  assert pictures.picture_side(512, 384, 50) == 256
+  assert 96 < pictures.picture_side(256, 256, 800) < 256
+  assert pictures.picture_side(256, 256, 10**6) == 96
+
+
+def test_outline_encloses_the_mask():
+  mask = np.zeros((20, 30), bool)
+  mask[0:6, 24:30] = True  # Reaches the image's border.
+  mask[10:16, 4:12] = True
+  mask[12:14, 6:9] = False  # A hole.
+  loops = re.findall('M([^Z]*)Z', pictures.outline(mask))
+  assert len(loops) == 3
+  x, y = np.meshgrid(np.arange(30) + 0.5, np.arange(20) + 0.5)
+  centers = np.stack([x.reshape(-1), y.reshape(-1)], axis=-1)
+  inside = np.zeros(20 * 30, bool)
+  for loop in loops:
+    corners = [tuple(map(float, pair.split())) for pair in loop.split('L')]
+    inside ^= Path(corners).contains_points(centers)
+  np.testing.assert_array_equal(inside.reshape(20, 30), mask)
+
+
+def test_curves_in_numbers_are_those_of_the_curves():
+  rng = np.random.default_rng(0)
+  labels = rng.random(300) < 0.5
+  scored = rng.normal(labels, 1.0)
+  curves = charts.levels(
+    scores=scored, labels=labels, maps=scored[None, None], masks=None
+  )
+  assert curves['pixels'] is None
+  rows = re.findall(
+    '<th scope="row">(.*?)</th><td class="number">(.*?)</td>',
+    charts.curve_tables(curves),
+  )
+  rates, recalls = rows[:7], rows[7:]
+  for rate, found in rates:
+    allowed = np.quantile(
+      scored[~labels], 1 - float(rate) / 100, method='higher'
+    )
+    share = np.mean(scored[labels] > allowed)
+    # Between two corners the curve is drawn, and read, as a straight line.
+    assert float(found) / 100 == pytest.approx(share, abs=0.02)
+  for recall, found in recalls:
+    needed = np.quantile(
+      scored[labels], 1 - float(recall) / 100, method='lower'
+    )
+    precision = np.mean(labels[scored >= needed])
+    assert float(found) / 100 == pytest.approx(precision, abs=0.01)
+
+
+@pytest.mark.parametrize('end', [1e-6, 0.0123, 0.446, 1.0])
+def test_histogram_counts_every_image(end):
+  rng = np.random.default_rng(0)
+  values = rng.uniform(0, end, 200)
+  labels = rng.random(200) < 0.7
+  plot = charts.histogram(values, labels, end)
+  top = max(map(int, re.findall(r'class="y tick"[^>]*>(\d+)<', plot)))
+  assert 0 < top <= 200
+  for kind, chosen in (('anomalous', labels), ('good', ~labels)):
+    bars = re.search(f'<path class="{kind}" d="([^"]*)"', plot)[1]
+    heights = [abs(float(bar)) for bar in re.findall(' 50v(.*?)h', bars)]
+    one = 50 / np.histogram(values[labels], 40, (0, end))[0].max()
+    assert sum(heights) / one == pytest.approx(chosen.sum(), abs=0.5)
+  assert 3 <= len(re.findall('class="x tick"', plot)) <= 11
+
+
+def test_average_is_over_what_exists_and_the_papers_over_all():
+  rows = [
+    {figure.key: 0.9 for figure in scores.FIGURES} | {'category': 'bottle'},
+    {figure.key: 0.7 for figure in scores.FIGURES} | {'category': 'cable'},
+  ]
+  rows[1]['aupro'] = None
+  ours, paper = scores.average(rows)
+  assert ours['image_auroc'] == pytest.approx(0.8) and ours['aupro'] == 0.9
+  assert paper['pixel_ap'] == pytest.approx((0.865 + 0.524) / 2)
+  assert set(paper) == {'image_auroc', 'pixel_auroc', 'pixel_ap'}
+  assert scores.average([*rows, rows[0] | {'category': 'pens'}])[1] == {}
+
+
+@pytest.mark.parametrize(
+  'value, paper, expected',
+  [(0.99649, 0.992, '+0.4'), (0.9921, 0.992, '±0.0'), (0.5, 0.992, '−49.2')],
+)
+def test_difference_agrees_with_the_rounded_figures(value, paper, expected):
+  assert scores.difference(value, paper) == expected
+
+
+def test_comparison_links_to_the_reports_that_are_there(tmp_path):
+  category = make_category()
+  _, row = make_report(tmp_path / 'bottle', category, make_scored(category))
+  gone = row | {'category': 'pens', 'aupro': None}
+  report.write_comparison(tmp_path / 'report.html', [row, gone])
+  text, page, _ = read(tmp_path / 'report.html')
+  links = [value for tag, name, value in page.attributes if name == 'href']
+  assert links == ['data:,', 'bottle/report.html']
+  average = re.search('<tfoot>(.*?)</tfoot>', text)[1]
+  figure = scores.percent(row['aupro'])
+  assert f'data-figure="aupro" data-value="{row["aupro"]:.9g}"' in average
+  assert f'<b>{figure}</b>' in average and 'theirs' not in average

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     )
   for flag in (_WORKDIR, _IMAGES, _OUTPUT):
     if not flag.value:
-      raise UserError(f'--{flag.name} is missing: {flag.help}')
+      raise UserError(f'--{flag.name} is missing: see --help')
   workdir, output = (
     pathlib.Path(flag.value).expanduser() for flag in (_WORKDIR, _OUTPUT)
   )

@@ -7,102 +7,19 @@ import base64
 import io
 import json
 import re
-import types
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from matplotlib.path import Path
 from PIL import Image
+from splits import make_category, make_report, make_scored
 
-from draem_jax import evaluate, figures, report, results
-from draem_jax.data.mvtec_ad import Category
-from draem_jax.detector import Scored, Thresholds
+from draem_jax import figures, report, results
 from draem_jax.report import charts, pictures, scores
 
 HOSTILE = 'test/</script><img src=x onerror=alert(1)>&"\'/000.png'
 VOID = {'meta', 'link', 'input', 'img', 'br'}
-
-
-@pytest.fixture(autouse=True)
-def no_panels(monkeypatch):
-  """Leaves out the PNG files, which take long and have their own tests."""
-  monkeypatch.setattr(evaluate, '_draw', lambda *args: None)
-
-
-def make_category(*, count=24, size=32, masks=True, seed=0, files=None):
-  rng = np.random.default_rng(seed)
-  defects = [
-    ('good', 'crack', 'scratch')[number % 3] for number in range(count)
-  ]
-  if files is None:
-    files = [
-      f'test/{defect}/{number:03}.png' for number, defect in enumerate(defects)
-    ]
-  coverage = np.zeros((count, size, size), np.float32)
-  for number, defect in enumerate(defects):
-    if defect != 'good':
-      coverage[number, 4 : 12 + number % 8, 6:14] = 1
-  images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-  return Category(
-    name='bottle',
-    train_images=images[:0],
-    train_files=[],
-    test_images=images,
-    test_masks=coverage if masks else None,
-    test_files=files,
-    test_defects=defects,
-  )
-
-
-def make_scored(category, seed=0):
-  """Scores that overlap, so that a threshold has something to decide."""
-  rng = np.random.default_rng(seed)
-  labels = np.array([kind != 'good' for kind in category.test_defects])
-  score = rng.uniform(0.0, 0.6, len(labels)) + 0.3 * labels
-  anomaly_map = rng.uniform(0, 0.3, category.test_images.shape[:3])
-  if category.test_masks is not None:
-    anomaly_map += 0.5 * category.test_masks
-  return Scored(
-    reconstruction=np.float32(category.test_images / 255),
-    anomaly_map=np.float32(anomaly_map),
-    score=np.float32(score),
-  )
-
-
-def make_detector(scored):
-  """A detector that has already seen all there is."""
-  thresholds = Thresholds(
-    image=0.375,
-    pixel=0.3,
-    source='12 <good> images held out of the training',
-    quantile=0.99,
-    pixel_quantile=0.9999,
-  )
-  return types.SimpleNamespace(
-    thresholds=thresholds,
-    score_all=lambda images: scored,
-    is_anomalous=lambda score: score > thresholds.image,
-  )
-
-
-def make_report(folder, category, scored, **run):
-  """Evaluates, as the command does, and returns the path and the results."""
-  found = evaluate.evaluate(
-    make_detector(scored),
-    category,
-    mask_threshold=0.5,
-    workdir=folder,
-    run={
-      'category': category.name,
-      'steps': 1200,
-      'train_seconds': 4000.0,
-      'images_per_second': 71.25,
-      'device': '1 x <device>',
-    }
-    | run,
-  )
-  return folder / 'report.html', found
 
 
 class Page(HTMLParser):

@@ -193,7 +193,8 @@ def _plot(
   )
   return (
     f'<div class="plot" role="img" aria-label="{escape(label)}">'
-    '<svg viewBox="0 0 100 100" preserveAspectRatio="none">'
+    '<svg viewBox="0 0 100 100" preserveAspectRatio="none"'
+    ' aria-hidden="true">'
     f'<path class="grid" d="{grid}"/>{shapes}</svg>{ticks}{mark}</div>'
   )
 

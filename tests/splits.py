@@ -1,0 +1,78 @@
+"""A test split as an evaluation has it at hand, made up in no time."""
+
+import types
+from unittest import mock
+
+import numpy as np
+
+from draem_jax import evaluate
+from draem_jax.data.mvtec_ad import Category
+from draem_jax.detector import Scored, Thresholds
+
+
+def make_category(*, count=24, size=32, masks=True):
+  """A category whose test images are noise, a third of them good."""
+  rng = np.random.default_rng(0)
+  defects = [('good', 'crack', 'scratch')[index % 3] for index in range(count)]
+  coverage = np.zeros((count, size, size), np.float32)
+  for index, defect in enumerate(defects):
+    if defect != 'good':
+      coverage[index, 4 : 12 + index % 8, 6:14] = 1
+  images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+  return Category(
+    name='bottle',
+    train_images=images[:0],
+    train_files=[],
+    test_images=images,
+    test_masks=coverage if masks else None,
+    test_files=[
+      f'test/{defect}/{index:03}.png' for index, defect in enumerate(defects)
+    ],
+    test_defects=defects,
+  )
+
+
+def make_scored(category):
+  """Scores that overlap, so that a threshold has something to decide."""
+  rng = np.random.default_rng(0)
+  labels = np.array([kind != 'good' for kind in category.test_defects])
+  score = rng.uniform(0.0, 0.6, len(labels)) + 0.3 * labels
+  anomaly_map = rng.uniform(0, 0.3, category.test_images.shape[:3])
+  if category.test_masks is not None:
+    anomaly_map += 0.5 * category.test_masks
+  return Scored(
+    reconstruction=np.float32(category.test_images / 255),
+    anomaly_map=np.float32(anomaly_map),
+    score=np.float32(score),
+  )
+
+
+def make_report(folder, category, scored):
+  """Evaluates as the command does; returns the report's path and the results.
+
+  The PNG files are left out: they take long and have their own tests.
+  """
+  thresholds = Thresholds(
+    image=0.375,
+    pixel=0.3,
+    source='12 <good> images held out of the training',
+    quantile=0.99,
+    pixel_quantile=0.9999,
+  )
+  detector = types.SimpleNamespace(
+    thresholds=thresholds,
+    score_all=lambda images: scored,
+    is_anomalous=lambda score: score > thresholds.image,
+  )
+  run = {
+    'category': category.name,
+    'steps': 1200,
+    'train_seconds': 4000.0,
+    'images_per_second': 71.25,
+    'device': '1 x <device>',
+  }
+  with mock.patch.object(evaluate, '_draw'):
+    results = evaluate.evaluate(
+      detector, category, mask_threshold=0.5, workdir=folder, run=run
+    )
+  return folder / 'report.html', results

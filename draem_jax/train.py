@@ -364,7 +364,9 @@ def train(
         state, metrics = trainer.step(state, step - 1)
         pending.append(metrics)
         last = step == trainer.num_steps
-        save = last or step % config['checkpoint_every'] == 0 or watch.caught
+        # Looked at once a step: a signal may come at any line of it.
+        stop = watch.caught
+        save = last or stop or step % config['checkpoint_every'] == 0
         panel = last or step % config['panel_every'] == 0
         if save or panel or step % config['log_every'] == 0:
           values = _check_finite(pending, step, checkpointer)
@@ -376,9 +378,9 @@ def train(
           checkpointer.save(step, state)
         if panel:
           _write_panel(trainer, state, step, workdir, writer)
-        if watch.caught and not last:
+        if stop and not last:
           checkpointer.wait()
-          raise interrupt.Interrupted(step, watch.caught)
+          raise interrupt.Interrupted(step, stop)
     checkpointer.wait()
   finally:
     writer.close()

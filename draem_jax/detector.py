@@ -199,7 +199,7 @@ class Detector:
     if self.thresholds is None:
       raise UserError(
         f'the run has no {THRESHOLDS_FILE} yet: train it to the end with'
-        ' draem_jax.main, which chooses them, or give a threshold'
+        ' draem_jax.main, which chooses them, or give one for images'
       )
 
   def fingerprint(self) -> str:
@@ -251,6 +251,10 @@ class Detector:
     pixel_quantile: float,
   ) -> Thresholds:
     """Chooses, and from now on uses, thresholds from good images.
+
+    The threshold of pixels is at most that of images, which is one of mean map
+    values. While the maps of a briefly trained run are still soft, the quantile
+    of the pixels alone would leave but the core of each defect.
 
     Args:
       good_images: uint8 [n, image_size, image_size, 3], without anomalies.

@@ -200,7 +200,7 @@ class _Progress:
     self._bar = tqdm.tqdm(
       total=total,
       initial=done,
-      unit='images',
+      unit=' images',
       dynamic_ncols=True,
       disable=not sys.stderr.isatty(),
     )

@@ -241,6 +241,7 @@ def test_chosen_thresholds_let_good_images_pass():
   found = detector(good)
   assert found.is_anomalous.sum() == 5
   assert found.mask.any(axis=(1, 2)).sum() == 5
+  assert chosen.pixel <= chosen.image
   # A verdict is the same in float32 and in float64.
   assert np.float32(chosen.image) == chosen.image
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from draem_jax import command, models
+from draem_jax import command, models, train
 from draem_jax.errors import UserError
 from draem_jax.state_dict import read_state_dict, write_state_dict
 from draem_jax.torch_pickle import short
@@ -197,8 +197,28 @@ def widths(variables: Mapping[str, Any]) -> Widths:
 def write_workdir(
   variables: Mapping[str, Any], workdir: str | os.PathLike
 ) -> None:
-  """Writes a run that was trained elsewhere."""
-  raise NotImplementedError
+  """Writes the networks as a run that `main`, `predict` and `export` take.
+
+  Args:
+    variables: `params` and `batch_stats`.
+    workdir: a folder that holds no run yet.
+
+  Raises:
+    UserError: if it holds one.
+  """
+  reconstructive, discriminative = widths(variables)
+  config = {
+    # What the published networks were trained and are evaluated with.
+    'image_size': 256,
+    'score_window': 21,
+    'dtype': 'float32',
+    'model': {
+      'reconstructive_width': reconstructive,
+      'discriminative_width': discriminative,
+    },
+    'eval': {'batch_size': 16},
+  }
+  train.save_imported(workdir, variables, config)
 
 
 def main(argv: list[str]) -> None:
@@ -214,8 +234,16 @@ def main(argv: list[str]) -> None:
     channel_order=_CHANNEL_ORDER.value,
   )
   write_workdir(variables, _WORKDIR.value)
-  print(f'imported networks of widths {tuple(widths(variables))}')
+  reconstructive, discriminative = widths(variables)
+  print(f'imported networks of widths {reconstructive} and {discriminative}')
   print(f'workdir:  {_WORKDIR.value}')
+  print(
+    'evaluate: python -m draem_jax.main'
+    ' --config=configs/mvtec.py:CATEGORY,release'
+    f' --workdir={_WORKDIR.value} --config.num_epochs=0'
+    f' --config.model.reconstructive_width={reconstructive}'
+    f' --config.model.discriminative_width={discriminative}'
+  )
 
 
 class _Entry(NamedTuple):

@@ -349,6 +349,11 @@ def train(
   state = trainer.init_state()
   restored = checkpointer.restore_latest(abstract(state))
   first, state = restored or (0, state)
+  if not restored and not trainer.num_steps:
+    raise UserError(
+      f'{checkpointer.folder} holds no checkpoint to evaluate: set'
+      ' config.num_epochs or config.num_steps to train'
+    )
   if restored:
     _log.info('going on from %s', checkpointer.folder / str(first))
   writer = writer_lib.Writer(

@@ -11,14 +11,15 @@ from draem_jax.detector import Scored, Thresholds
 
 
 def make_category(*, count=24, size=32, masks=True):
-  """A category whose test images are noise, a third of them good."""
+  """A category whose test images are coloured tiles, a third of them good."""
   rng = np.random.default_rng(0)
   defects = [('good', 'crack', 'scratch')[index % 3] for index in range(count)]
   coverage = np.zeros((count, size, size), np.float32)
   for index, defect in enumerate(defects):
     if defect != 'good':
       coverage[index, 4 : 12 + index % 8, 6:14] = 1
-  images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+  tiles = rng.integers(0, 256, (count, size // 8, size // 8, 3), np.uint8)
+  images = tiles.repeat(8, axis=1).repeat(8, axis=2)
   return Category(
     name='bottle',
     train_images=images[:0],

@@ -172,15 +172,16 @@ def _data(split: _TestSplit) -> dict[str, Any]:
       'score': float(scored.score[index]),
     }
     if index in kept:
+      image = split.category.test_images[index]
       anomaly_map = scored.anomaly_map[index]
-      layers = {
-        'input': split.category.test_images[index],
+      kinds = {
+        'input': image,
         'reconstruction': scored.reconstruction[index],
-        'heat': pictures.heat_layer(anomaly_map),
+        'heat': figures.heat_map_overlay(image, anomaly_map),
         'map': figures.colorize(anomaly_map),
       }
-      for name, layer in layers.items():
-        entry[name] = pictures.encode(layer, side)
+      for name, picture in kinds.items():
+        entry[name] = pictures.encode(picture, side)
       if split.masks is not None and split.masks[index].any():
         entry['outline'] = pictures.outline(split.masks[index])
     return entry

@@ -60,7 +60,8 @@ def threshold_note(
   ]
   if config.get('eval.holdout') == 0:
     sentences.append(
-      'The networks have seen these images, so that new ones may raise more.'
+      'The networks were trained on these images, so that new ones may raise'
+      ' more false alarms.'
     )
   if results['best_f1_threshold'] is not None:
     sentences.append(

@@ -8,8 +8,6 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from skimage import measure
 
-from draem_jax import figures
-
 # Pixels of the longer side: at most, and at least however many there are.
 _MAX_SIDE, _MIN_SIDE = 256, 96
 # Pixels of one kind of picture, over all images: keeps the file below 15 MB.
@@ -26,12 +24,12 @@ def picture_side(height: int, width: int, count: int) -> int:
 
 
 def encode(
-  picture: UInt8[np.ndarray, 'h w c'] | Float[np.ndarray, 'h w 3'], side: int
+  picture: UInt8[np.ndarray, 'h w 3'] | Float[np.ndarray, 'h w 3'], side: int
 ) -> str:
   """A picture with its longer side at `side`, as base64 of a WebP file.
 
   Args:
-    picture: RGB or RGBA, uint8 or float, which is clipped to [0, 1].
+    picture: RGB, uint8 or float, which is clipped to [0, 1].
     side: pixels.
   """
   if picture.dtype != np.uint8:
@@ -41,27 +39,6 @@ def encode(
   file = io.BytesIO()
   image.save(file, **_WEBP)
   return base64.b64encode(file.getvalue()).decode()
-
-
-def heat_layer(
-  anomaly_map: Float[np.ndarray, 'h w'],
-) -> UInt8[np.ndarray, 'h w 4']:
-  """RGBA that makes an image, laid over it, its heat map overlay.
-
-  A layer takes less room than a second picture of everything beneath it.
-  """
-  shape = (*anomaly_map.shape, 3)
-  # Over black there is only what the overlay adds; over white, that and what it
-  # lets through.
-  added, white = (
-    figures.heat_map_overlay(
-      np.full(shape, level, np.uint8), anomaly_map
-    ).astype(float)
-    for level in (0, 255)
-  )
-  opacity = 255 - (white - added).mean(axis=-1, keepdims=True)
-  color = np.minimum(255 * added / np.maximum(opacity, 1), 255)
-  return np.round(np.concatenate([color, opacity], axis=-1)).astype(np.uint8)
 
 
 def outline(mask: Bool[np.ndarray, 'h w']) -> str:

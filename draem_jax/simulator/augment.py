@@ -104,7 +104,8 @@ def hue_saturation(
     The texture in other colours.
   """
   hue, saturation, value = _hsv_levels(image)
-  hue = jnp.mod(hue + jnp.trunc(hue_shift * 180), 180)
+  hue += jnp.mod(jnp.trunc(hue_shift * 180), 180)
+  hue = jnp.where(hue >= 180, hue - 180, hue)
   saturation = jnp.clip(saturation + jnp.round(saturation_shift * 255), 0, 255)
   return _from_hsv_levels(hue, saturation, value)
 

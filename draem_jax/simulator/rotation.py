@@ -1,7 +1,9 @@
 """Rotation of images and noise about their centre."""
 
+import itertools
+
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 # The release rotates with OpenCV, which keeps places to 1/1024 of a pixel and
 # interpolates at multiples of 1/32.
@@ -25,30 +27,42 @@ def rotate(
     The rotated image, of the same shape.
   """
   image = jnp.asarray(image)
+  row, column = _source_places(*image.shape[:2], degrees)
+  row, row_weights = _neighbours(row, image)
+  column, column_weights = _neighbours(column, image)
+  rotated = jnp.zeros_like(image)
+  for row_step, column_step in itertools.product((0, 1), (0, 1)):
+    value = _value_at(image, row + row_step, column + column_step)
+    rotated += row_weights[row_step] * column_weights[column_step] * value
+  return rotated
+
+
+def _neighbours(
+  place: Int[Array, 'h w'], image: Float[Array, 'h w *c']
+) -> tuple[Int[Array, 'h w'], tuple[Float[Array, 'h w ...'], ...]]:
+  """The pixel before a place, and the weights of that pixel and the next."""
+  steps = 1 << _INTERPOLATION_BITS
+  fraction = (place % steps).astype(image.dtype) / steps
+  fraction = jnp.expand_dims(fraction, range(2, image.ndim))
+  return place >> _INTERPOLATION_BITS, (1 - fraction, fraction)
+
+
+def _value_at(
+  image: Float[Array, 'h w *c'],
+  row: Int[Array, 'h w'],
+  column: Int[Array, 'h w'],
+) -> Float[Array, 'h w *c']:
   height, width = image.shape[:2]
-  row, column = _source_places(height, width, degrees)
-  step = 1 << _INTERPOLATION_BITS
-  dtype = image.dtype
-  row_fraction = ((row % step) / step).astype(dtype)
-  column_fraction = ((column % step) / step).astype(dtype)
-  row, column = row >> _INTERPOLATION_BITS, column >> _INTERPOLATION_BITS
-  channels = image.shape[2:]
-  result = jnp.zeros(image.shape, dtype)
-  flat = image.reshape(height * width, *channels)
-  for row_step in (0, 1):
-    for column_step in (0, 1):
-      r, c = row + row_step, column + column_step
-      inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
-      weight = jnp.where(row_step, row_fraction, 1 - row_fraction)
-      weight *= jnp.where(column_step, column_fraction, 1 - column_fraction)
-      weight = jnp.where(inside, weight, 0)
-      index = jnp.clip(r, 0, height - 1) * width + jnp.clip(c, 0, width - 1)
-      value = flat.at[index].get(mode='promise_in_bounds')
-      result += weight.reshape(weight.shape + (1,) * len(channels)) * value
-  return result
+  inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+  row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
+  pixels = image.reshape(height * width, *image.shape[2:])
+  value = pixels.at[row * width + column].get(mode='promise_in_bounds')
+  return jnp.where(jnp.expand_dims(inside, range(2, image.ndim)), value, 0)
 
 
-def _source_places(height: int, width: int, degrees: Float[Array, '']):
+def _source_places(
+  height: int, width: int, degrees: Float[Array, ''] | float
+) -> tuple[Int[Array, 'h w'], Int[Array, 'h w']]:
   """Rows and columns to read for each pixel, in 1/32 of a pixel."""
   angle = jnp.deg2rad(degrees)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -57,15 +71,15 @@ def _source_places(height: int, width: int, degrees: Float[Array, '']):
   columns = jnp.arange(width, dtype=cos.dtype)
   scale = 1 << _PLACE_BITS
 
-  def place(per_column, per_row, centre):
+  def place(per_row, per_column, centre):
+    # OpenCV rounds a row's start and each column's share on their own.
+    start = per_row * rows - per_column * centre_column + centre
     along_row = _round(per_column * columns * scale)
-    start = rows * per_row - per_column * centre_column + centre
     shift = _PLACE_BITS - _INTERPOLATION_BITS
     half = 1 << (shift - 1)
-    down = _round(start * scale) + half
-    return (down[:, None] + along_row[None, :]) >> shift
+    return (_round(start * scale)[:, None] + along_row + half) >> shift
 
-  return place(-sin, cos, centre_row), place(cos, sin, centre_column)
+  return place(cos, -sin, centre_row), place(sin, cos, centre_column)
 
 
 def _round(x):

@@ -246,9 +246,9 @@ def _blend(
   augmentations: tuple[str, ...],
 ) -> Float[Array, 'h w 3']:
   """Equation 4 of the paper, on a changed texture."""
-  texture = texture.astype(image.dtype) / 255
   for operation, numbers in zip(draws.operations, draws.numbers, strict=True):
     texture = random_augment.augment_texture(
       texture, operation, numbers, names=augmentations
     )
+  texture = texture.astype(image.dtype) / 255
   return image + draws.opacity * mask[..., None] * (texture - image)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -208,6 +209,14 @@ def test_numbers_fill_their_intervals_independently(draws):
   assert np.abs(correlation).max() < 5 / np.sqrt(2000)
   assert abs(draws.is_rotated.mean() - 0.3) < 0.05
   assert abs(draws.is_anomalous.mean() - 0.5) < 0.05
+
+
+def test_accelerators_get_no_loops():
+  images, textures = _batch(2)
+  program = jax.export.export(_compiled(), platforms=['cuda'])(
+    _keys(0, 2), images, textures
+  )
+  assert 'stablehlo.while' not in program.mlir_module()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The two networks of DRÆM, their resampling and the scores read off them.
+"""The two networks of DRÆM and the scores read off them.
 
 Images are `[b h w 3]` in [0, 1]; height and width are multiples of 32. A
 network's variables are `{'params': ..., 'batch_stats': ...}`; in training call
@@ -16,8 +16,15 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from draem_jax.layers import (
+  batch_normalise,
+  conv3x3,
+  max_pool,
+  normalise,
+  upsample,
+)
+
 _STRIDE = 32  # Five poolings in the discriminative encoder.
-_EPSILON = 1e-5
 _KEEP = 0.9  # What a running average keeps of its old value in one step.
 
 
@@ -62,21 +69,21 @@ class ConvNormRelu(nn.Module):
       'batch_stats', 'var', jnp.ones, shape, param_dtype
     )
 
-    x = _conv3x3(x, kernel)
+    x = conv3x3(x, kernel)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    if train:
-      # The bias would cancel in the normalisation. Left out, its gradient is
-      # exactly zero, not rounding noise that Adam would blow up to full steps.
-      mean, var = _moments(x.astype(dtype))
-      if not self.is_initializing():
-        n = x.size // self.features
-        _keep_average(running_mean, mean + conv_bias)
-        _keep_average(running_var, var * (n / (n - 1)))
-    else:
-      mean = (running_mean.value - conv_bias).astype(dtype)
+    # The convolution's bias would cancel in the normalisation. Left out, it has
+    # the gradient zero, not rounding noise that Adam blows up to full steps.
+    guess = (running_mean.value - conv_bias).astype(dtype)
+    scale, bias = scale.astype(dtype), bias.astype(dtype)
+    if not train:
       var = running_var.value.astype(dtype)
-    factor = scale * lax.rsqrt(var + _EPSILON)
-    return nn.relu((x - mean) * factor + bias).astype(x.dtype)
+      return normalise(x, guess, var, scale, bias)
+    y, mean, var = batch_normalise(x, scale, bias, guess)
+    if not self.is_initializing():
+      n = x.size // self.features
+      _keep_average(running_mean, mean + conv_bias)
+      _keep_average(running_var, var * (n / (n - 1)))
+    return y
 
 
 class Conv(nn.Module):
@@ -90,7 +97,7 @@ class Conv(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w d']:
     """Returns the convolution of `x`."""
     kernel, bias = _conv_params(self, x.shape[-1], self.features)
-    x = _conv3x3(x, kernel)
+    x = conv3x3(x, kernel)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32)) + bias
 
 
@@ -111,7 +118,7 @@ class ReconstructiveSubNetwork(nn.Module):
     w = self.width
     x = image.astype(_computation_dtype(image, self))
     for i, features in enumerate((w, 2 * w, 4 * w, 8 * w, 8 * w), start=1):
-      x = _max_pool(x) if i > 1 else x
+      x = max_pool(x) if i > 1 else x
       for j in (1, 2):
         name = f'encoder_block{i}_conv{j}'
         x = ConvNormRelu(features, name=name, **types)(x, train=train)
@@ -148,7 +155,7 @@ class DiscriminativeSubNetwork(nn.Module):
     skips = []
     encoder = (w, 2 * w, 4 * w, 8 * w, 8 * w, 8 * w)
     for i, features in enumerate(encoder, start=1):
-      x = _max_pool(x) if i > 1 else x
+      x = max_pool(x) if i > 1 else x
       for j in (1, 2):
         name = f'encoder_block{i}_conv{j}'
         x = ConvNormRelu(features, name=name, **types)(x, train=train)
@@ -209,14 +216,6 @@ class Draem(nn.Module):
     reconstruction = self.reconstructive(image, train=train)
     logits = self.discriminative(reconstruction, image, train=train)
     return DraemOutput(reconstruction, logits)
-
-
-def upsample(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h 2*w c']:
-  """Doubles height and width, bilinearly, corner pixels onto corner pixels.
-
-  PyTorch's `Upsample(scale_factor=2, mode='bilinear', align_corners=True)`.
-  """
-  return _upsample(x)
 
 
 def anomaly_map(logits: Float[Array, '*b h w 2']) -> Float[Array, '*b h w']:
@@ -306,85 +305,6 @@ def _conv_params(module: nn.Module, inputs: int, features: int):
   return kernel, bias
 
 
-def _conv3x3(
-  x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c d']
-) -> Float[Array, 'b h w d']:
-  return lax.conv_general_dilated(
-    x,
-    kernel.astype(x.dtype),
-    window_strides=(1, 1),
-    padding='SAME',
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
-
-
-def _moments(
-  x: Float[Array, 'b h w c'],
-) -> tuple[Float[Array, 'c'], Float[Array, 'c']]:
-  """Returns each channel's mean and biased variance."""
-  mean = x.mean(axis=(0, 1, 2))
-  return mean, jnp.square(x - mean).mean(axis=(0, 1, 2))
-
-
 def _keep_average(average: nn.Variable, value: Float[Array, 'c']) -> None:
   new = _KEEP * average.value + (1 - _KEEP) * lax.stop_gradient(value)
   average.value = new.astype(average.value.dtype)
-
-
-def _max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h/2 w/2 c']:
-  # The gradient of a windowed maximum would take five times as long on a CPU.
-  batch, height, width, channels = x.shape
-  x = x.reshape(batch, height // 2, 2, width, channels)
-  x = jnp.maximum(x[:, :, 0], x[:, :, 1])
-  x = x.reshape(batch, height // 2, width // 2, 2, channels)
-  return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
-
-
-@jax.custom_vjp
-def _upsample(x):
-  x = _resample(x, 1, *_upsample_taps(x.shape[1]))
-  return _resample(x, 2, *_upsample_taps(x.shape[2]))
-
-
-def _upsample_transpose(_, y):
-  # Derived automatically, this would scatter and be ten times slower.
-  y = _resample(y, 2, *_upsample_transpose_taps(y.shape[2] // 2))
-  return (_resample(y, 1, *_upsample_transpose_taps(y.shape[1] // 2)),)
-
-
-_upsample.defvjp(lambda x: (_upsample(x), None), _upsample_transpose)
-
-
-def _resample(x: Array, axis: int, indices, weights) -> Array:
-  """Sums `weights[k] * x[indices[k]]` over k along an axis.
-
-  Gathers with constant indices fuse into one pass over the result.
-  """
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  shape = np.where(np.arange(x.ndim) == axis, -1, 1)
-  total = sum(
-    jnp.asarray(w.reshape(shape), dtype) * jnp.take(x, i, axis).astype(dtype)
-    for i, w in zip(indices, weights, strict=True)
-  )
-  return total.astype(x.dtype)
-
-
-def _upsample_taps(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns source pixels and weights `[2 2*size]` of doubling a line."""
-  target = np.arange(2 * size)
-  low = target * (size - 1) // (2 * size - 1)
-  high = np.minimum(low + 1, size - 1)
-  weight = target * (size - 1) / (2 * size - 1) - low
-  return np.stack([low, high]), np.stack([1 - weight, weight])
-
-
-def _upsample_transpose_taps(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the same as `[4 size]` for the transposed map: at most 4 taps."""
-  matrix = np.zeros((2 * size, size))
-  for source, weight in zip(*_upsample_taps(size), strict=True):
-    np.add.at(matrix, (np.arange(2 * size), source), weight)
-  pixel = np.arange(size)
-  target = 2 * pixel + np.array([-1, 0, 1, 2])[:, None]
-  inside = (target >= 0) & (target < 2 * size)
-  target = np.clip(target, 0, 2 * size - 1)
-  return target, np.where(inside, matrix[target, pixel], 0)

@@ -27,37 +27,33 @@ def rotate(
     The rotated image, of the same shape.
   """
   image = jnp.asarray(image)
-  row, column = _source_places(*image.shape[:2], degrees)
-  row, row_weights = _neighbours(row, image)
-  column, column_weights = _neighbours(column, image)
+  height, width, *channels = image.shape
+  row, column = _source_places(height, width, degrees)
+  row_pixels, row_weights = _neighbours(row, height, image.dtype)
+  column_pixels, column_weights = _neighbours(column, width, image.dtype)
+  pixels = image.reshape(height * width, *channels)
   rotated = jnp.zeros_like(image)
-  for row_step, column_step in itertools.product((0, 1), (0, 1)):
-    value = _value_at(image, row + row_step, column + column_step)
-    rotated += row_weights[row_step] * column_weights[column_step] * value
+  for i, j in itertools.product((0, 1), (0, 1)):
+    index = row_pixels[i] * width + column_pixels[j]
+    value = pixels.at[index].get(mode='promise_in_bounds')
+    weight = row_weights[i] * column_weights[j]
+    rotated += jnp.expand_dims(weight, range(2, image.ndim)) * value
   return rotated
 
 
 def _neighbours(
-  place: Int[Array, 'h w'], image: Float[Array, 'h w *c']
-) -> tuple[Int[Array, 'h w'], tuple[Float[Array, 'h w ...'], ...]]:
-  """The pixel before a place, and the weights of that pixel and the next."""
+  place: Int[Array, 'h w'], size: int, dtype: jnp.dtype
+) -> tuple[tuple[Int[Array, 'h w'], ...], tuple[Float[Array, 'h w'], ...]]:
+  """The two pixels of an axis that a place lies between, and their weights."""
+  before = place >> _INTERPOLATION_BITS
   steps = 1 << _INTERPOLATION_BITS
-  fraction = (place % steps).astype(image.dtype) / steps
-  fraction = jnp.expand_dims(fraction, range(2, image.ndim))
-  return place >> _INTERPOLATION_BITS, (1 - fraction, fraction)
-
-
-def _value_at(
-  image: Float[Array, 'h w *c'],
-  row: Int[Array, 'h w'],
-  column: Int[Array, 'h w'],
-) -> Float[Array, 'h w *c']:
-  height, width = image.shape[:2]
-  inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-  row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
-  pixels = image.reshape(height * width, *image.shape[2:])
-  value = pixels.at[row * width + column].get(mode='promise_in_bounds')
-  return jnp.where(jnp.expand_dims(inside, range(2, image.ndim)), value, 0)
+  fraction = (place % steps).astype(dtype) / steps
+  pixels = (before, before + 1)
+  weights = tuple(
+    jnp.where((pixel >= 0) & (pixel < size), weight, 0)
+    for pixel, weight in zip(pixels, (1 - fraction, fraction), strict=True)
+  )
+  return tuple(jnp.clip(pixel, 0, size - 1) for pixel in pixels), weights
 
 
 def _source_places(

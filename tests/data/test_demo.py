@@ -67,7 +67,7 @@ def test_images_vary_in_place_and_in_light(category):
   structure = images - images.mean(axis=(1, 2), keepdims=True)
   structure = structure.mean(axis=-1).reshape(len(images), -1)
   correlation = np.corrcoef(structure)
-  assert np.median(correlation[np.triu_indices_from(correlation, 1)]) < 0.3
+  assert np.median(correlation[np.triu_indices_from(correlation, 1)]) < 0.5
 
 
 def seen_rows(joints: tuple[int, int]) -> tuple[float, float]:
@@ -79,7 +79,7 @@ def seen_rows(joints: tuple[int, int]) -> tuple[float, float]:
 
 def test_parts_for_training_and_testing_lie_inside_the_photo_and_apart():
   train, test = seen_rows(demo._TRAIN_JOINTS), seen_rows(demo._TEST_JOINTS)
-  assert train[1] < test[0]
+  assert test[1] < train[0]
   corners = [
     (x, y, 1) for x in (0, demo._SURFACE_WIDTH) for y in (*train, *test)
   ]

@@ -164,7 +164,7 @@ class Detector:
     Args:
       image: an image is anomalous when its score is greater.
       pixel: in an anomalous image a pixel is anomalous when its map value is
-        greater. Where there was no pixel threshold, it is that of images.
+        greater. If not given it stays, unless it would be above that of images.
 
     Raises:
       UserError: if a threshold is not in [0, 1], or there is none for images.
@@ -177,7 +177,7 @@ class Detector:
     old = self.thresholds
     image = old.image if image is None else image
     if pixel is None:
-      pixel = image if old is None else old.pixel
+      pixel = image if old is None else min(old.pixel, image)
     changed = copy.copy(self)
     changed.thresholds = Thresholds(
       image=image,
@@ -203,8 +203,9 @@ class Detector:
       )
 
   def fingerprint(self) -> str:
-    """Eight hex digits that tell these networks from others."""
-    checksum = 0
+    """Eight hex digits that tell these scores from those of another run."""
+    sizes = f'{self.image_size} {self.score_window}'
+    checksum = zlib.crc32(sizes.encode())
     for leaf in jax.tree.leaves(jax.device_get(self.variables)):
       checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
     return f'{checksum:08x}'

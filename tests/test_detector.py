@@ -204,14 +204,17 @@ def test_a_workdir_gives_its_networks(folder):
 def test_networks_have_fingerprints(folder, tmp_path):
   first = Detector.load(folder).fingerprint()
   assert first == Detector.load(folder).fingerprint()
-  other = write_workdir(tmp_path, seed=1)
-  assert first != Detector.load(other).fingerprint()
+  other = Detector.load(write_workdir(tmp_path, seed=1)).fingerprint()
+  assert other != first
+  assert redness(window=5).fingerprint() != redness(window=7).fingerprint()
 
 
 def test_thresholds_may_be_changed(folder):
   detector = Detector.load(folder)
-  changed = detector.with_thresholds(image=0.25)
-  assert (changed.thresholds.image, changed.thresholds.pixel) == (0.25, 0.5)
+  changed = detector.with_thresholds(image=0.75)
+  assert (changed.thresholds.image, changed.thresholds.pixel) == (0.75, 0.5)
+  changed = changed.with_thresholds(image=0.25)
+  assert (changed.thresholds.image, changed.thresholds.pixel) == (0.25, 0.25)
   changed = changed.with_thresholds(pixel=0.75)
   assert (changed.thresholds.image, changed.thresholds.pixel) == (0.25, 0.75)
   assert detector.thresholds.image == 0.5

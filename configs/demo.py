@@ -21,9 +21,11 @@ def get_config() -> config_dict.ConfigDict:
   config.image_size = 64
   config.model.reconstructive_width = 16
   config.model.discriminative_width = 8
-  config.num_steps = 3000
+  config.num_steps = 1300
   config.learning_rate = 1e-3
   config.score_window = 5
+  # The camera of the demo is held about level, and so is the pavement.
+  config.simulator.rotation_degrees = (-5.0, 5.0)
   config.eval.holdout = 0.1
   config.eval.mask_threshold = 0.5
   config.checkpoint_every = 500

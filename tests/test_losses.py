@@ -1,41 +1,29 @@
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
+from benchmarks import fidelity_networks
 from draem_jax import losses, models
-
-GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
 @pytest.fixture(scope='module')
 def golden():
-  with np.load(GOLDEN / 'losses.npz') as arrays:
-    return dict(arrays)
+  return fidelity_networks.load_golden('losses')
 
 
-@pytest.mark.parametrize('case', ['ssim0', 'ssim1', 'ssim2'])
-def test_ssim_agrees_with_the_release(golden, case):
-  reconstruction, image = (
-    golden[f'{case}/{name}'] for name in ('reconstruction', 'image')
-  )
-  data_range = losses.ssim_data_range(reconstruction)
-  assert data_range == golden[f'{case}/data_range']
-  found = losses.ssim(reconstruction, image, data_range=data_range)
-  np.testing.assert_allclose(found, golden[f'{case}/map'], rtol=0, atol=2e-5)
-  np.testing.assert_allclose(
-    1 - found.mean(), golden[f'{case}/loss'], rtol=0, atol=1e-6
-  )
+def test_ssim_agrees_with_the_release(golden):
+  cases = list(fidelity_networks.ssim_cases(golden))
+  assert [data_range for data_range, *_ in cases] == [1, 1, 2]
+  for _, ssim_map, loss in cases:
+    np.testing.assert_allclose(ssim_map.found, ssim_map.expected, 0, 2e-5)
+    np.testing.assert_allclose(loss.found, loss.expected, 0, 1e-6)
 
 
 def test_focal_loss_agrees_with_the_release(golden):
-  found = losses.focal_loss(
-    golden['focal/logits'], golden['focal/mask'][..., 0]
-  )
-  np.testing.assert_allclose(found.mean(), golden['focal/loss'], rtol=5e-6)
+  case = fidelity_networks.focal_case(golden)
+  np.testing.assert_allclose(case.found, case.expected, rtol=5e-6)
 
 
 def test_float64_agrees_to_the_release_rounding(golden):

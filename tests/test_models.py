@@ -1,172 +1,77 @@
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from draem_jax import import_torch, losses, models
-
-GOLDEN = pathlib.Path(__file__).parent / 'golden'
-NETWORKS = ('reconstructive', 'discriminative')
+from benchmarks import fidelity_networks
+from draem_jax import models
 
 
 @pytest.fixture(scope='module')
 def golden():
-  with np.load(GOLDEN / 'network.npz') as arrays:
-    return dict(arrays)
+  return fidelity_networks.load_golden('network')
 
 
 @pytest.fixture(scope='module')
 def variables():
-  return import_torch.load_torch_checkpoint(
-    GOLDEN / 'DRAEM_golden_part_.pckl',
-    GOLDEN / 'DRAEM_golden_part__seg.pckl',
-    channel_order='rgb',  # The golden networks ran on the arrays as they are.
-  )
+  return fidelity_networks.load_variables()
 
 
-@functools.partial(jax.jit, static_argnames='dtype')
-def evaluate(variables, image, dtype=None):
-  return models.Draem(4, 2, dtype=dtype).apply(variables, image, train=False)
-
-
-def loss_fn(params, batch_stats, augmented, image, mask, dtype=None):
-  model = models.Draem(4, 2, dtype=dtype)
-  output, updates = model.apply(
-    {'params': params, 'batch_stats': batch_stats},
-    augmented,
-    train=True,
-    mutable=['batch_stats'],
-  )
-  terms = losses.draem_loss(output, image, mask, data_range='from_batch')
-  return terms.total, (output, updates['batch_stats'], terms)
-
-
-@functools.partial(jax.jit, static_argnames='dtype')
-def train_step(params, batch_stats, batch, dtype=None):
-  differentiate = jax.value_and_grad(loss_fn, has_aux=True)
-  (_, aux), gradients = differentiate(params, batch_stats, *batch, dtype)
-  return (*aux, gradients)
-
-
-def batch_of(golden, step):
-  return (
-    golden['train/augmented'][step],
-    golden['train/image'][step],
-    golden['train/mask'][step, ..., 0].astype(np.float32),
-  )
-
-
-def test_evaluation_agrees_with_the_release(golden, variables):
-  output = evaluate(variables, golden['image'])
-  anomaly_map = models.anomaly_map(output.logits)
-  score = models.image_score(anomaly_map)
-  for found, name in (
-    (output.reconstruction, 'reconstruction'),
-    (output.logits, 'logits'),
-    (anomaly_map[..., None], 'anomaly_map'),
-    (score, 'image_score'),
-  ):
-    assert found.dtype == jnp.float32
+def assert_cases_close(cases, rtol, atol):
+  for case in cases:
     np.testing.assert_allclose(
-      found, golden[f'eval/{name}'], rtol=0, atol=5e-5, err_msg=name
+      case.found, case.expected, rtol, atol, err_msg=case.name
     )
 
 
-@jax.jit
-def update(gradients, state, params):
-  updates, state = optax.adam(1e-3).update(gradients, state, params)
-  return optax.apply_updates(params, updates), state
+def test_evaluation_agrees_with_the_release(golden, variables):
+  cases = list(fidelity_networks.evaluation_cases(golden, variables))
+  assert {case.found.dtype for case in cases} == {np.dtype(np.float32)}
+  assert_cases_close(cases, 0, 5e-5)
 
 
 @pytest.fixture(scope='module')
 def float64_training(golden, variables):
   """Three steps of Adam in float64; what each saw and left behind."""
-  steps = []
-  with jax.enable_x64(True):
-    params, batch_stats = jax.tree.map(
-      lambda x: jnp.asarray(x, jnp.float64),
-      (variables['params'], variables['batch_stats']),
-    )
-    state = optax.adam(1e-3).init(params)
-    for step in range(3):
-      batch = [x.astype(np.float64) for x in batch_of(golden, step)]
-      output, batch_stats, terms, gradients = train_step(
-        params, batch_stats, batch
-      )
-      params, state = update(gradients, state, params)
-      steps.append(
-        jax.device_get((output, batch_stats, terms, gradients, params))
-      )
-  return steps
-
-
-def compare_with_torch(params, batch_stats, golden, prefix, compare):
-  """Compares every array that the golden values have under a prefix."""
-  variables = {'params': params, 'batch_stats': batch_stats}
-  compared = 0
-  for network in NETWORKS:
-    for name, array in import_torch.torch_arrays(variables, network).items():
-      if f'{prefix}/{network}/{name}' in golden:
-        compare(array, golden[f'{prefix}/{network}/{name}'], name)
-        compared += 1
-  assert compared == sum(name.startswith(f'{prefix}/') for name in golden)
+  return fidelity_networks.train_in_float64(golden, variables)
 
 
 def test_training_output_agrees_with_the_release(golden, float64_training):
-  output = float64_training[0][0]
-  assert output.logits.dtype == np.float64
-  for name in ('reconstruction', 'logits'):
-    np.testing.assert_allclose(
-      getattr(output, name), golden[f'train/{name}0'], rtol=0, atol=1e-8
-    )
+  assert float64_training[0].output.logits.dtype == np.float64
+  cases = fidelity_networks.training_output_cases(golden, float64_training)
+  assert_cases_close(cases, 0, 1e-8)
 
 
 def test_gradients_agree_with_the_release(golden, float64_training):
-  _, batch_stats, _, gradients, _ = float64_training[0]
-
-  def compare(found, expected, name):
+  for case in fidelity_networks.gradient_cases(golden, float64_training):
     # PyTorch's gradient of a bias before a batch norm is rounding noise.
-    atol = max(1e-7 * np.abs(expected).max(), 1e-12)
-    np.testing.assert_allclose(found, expected, 0, atol, err_msg=name)
-
-  compare_with_torch(gradients, batch_stats, golden, 'grad0', compare)
+    atol = max(1e-7 * np.abs(case.expected).max(), 1e-12)
+    assert_cases_close([case], 0, atol)
 
 
 def test_running_statistics_agree_with_the_release(golden, float64_training):
-  _, batch_stats, _, gradients, _ = float64_training[0]
-
-  def compare(found, expected, name):
-    np.testing.assert_allclose(found, expected, 1e-9, 1e-10, err_msg=name)
-
-  compare_with_torch(gradients, batch_stats, golden, 'stats1', compare)
+  cases = fidelity_networks.statistics_cases(golden, float64_training)
+  assert_cases_close(cases, 1e-9, 1e-10)
 
 
 def test_losses_of_three_steps_agree_with_the_release(golden, float64_training):
-  for step, (_, _, terms, _, _) in enumerate(float64_training):
-    found = terms.l2, terms.ssim, terms.focal, terms.total
-    expected = golden[f'train/losses{step}']
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+  cases = list(fidelity_networks.loss_cases(golden, float64_training))
+  assert len(cases) == 3
+  assert_cases_close(cases, 1e-6, 0)
 
 
 def test_parameters_after_three_steps_agree(golden, float64_training):
-  _, batch_stats, _, _, params = float64_training[-1]
-
-  def compare(found, expected, name):
-    # Adam moves each number by up to 1e-3 a step, however small its gradient.
-    np.testing.assert_allclose(found, expected, 0, 2e-7, err_msg=name)
-
-  compare_with_torch(params, batch_stats, golden, 'params3', compare)
+  cases = fidelity_networks.parameter_cases(golden, float64_training)
+  # Adam moves each number by up to 1e-3 a step, however small its gradient.
+  assert_cases_close(cases, 0, 2e-7)
 
 
 def test_upsampling_agrees_with_pytorch():
-  with np.load(GOLDEN / 'losses.npz') as arrays:
-    found = models.upsample(arrays['upsample/input'])
-    np.testing.assert_allclose(found, arrays['upsample/output'], 0, 2e-6)
+  golden = fidelity_networks.load_golden('losses')
+  assert_cases_close([fidelity_networks.upsample_case(golden)], 0, 2e-6)
 
 
 def test_upsampling_keeps_corners_and_is_linear_between():
@@ -191,9 +96,8 @@ def test_upsampling_gradient_is_its_transpose(size):
 
 
 def test_score_agrees_with_the_release():
-  with np.load(GOLDEN / 'losses.npz') as arrays:
-    found = models.image_score(arrays['score/map'][..., 0])
-    np.testing.assert_allclose(found, arrays['score/score'], rtol=0, atol=1e-6)
+  golden = fidelity_networks.load_golden('losses')
+  assert_cases_close([fidelity_networks.score_case(golden)], 0, 1e-6)
 
 
 @pytest.mark.parametrize('window', [1, 5, 41])
@@ -230,7 +134,8 @@ def init_shapes(model, image_shape=(1, 64, 64, 3)):
 def test_parameter_counts_are_those_of_the_release():
   params = init_shapes(models.Draem())['params']
   counts = [
-    sum(x.size for x in jax.tree.leaves(params[name])) for name in NETWORKS
+    sum(x.size for x in jax.tree.leaves(params[name]))
+    for name in ('reconstructive', 'discriminative')
   ]
   assert counts == [69_048_579, 28_374_146]
 
@@ -270,7 +175,7 @@ def test_images_of_bad_shape_are_refused(shape, message):
 def test_batch_norm_refuses_a_single_value(variables):
   with pytest.raises(ValueError, match='more than one 32x32 image'):
     jax.eval_shape(
-      train_step,
+      fidelity_networks.train_step,
       variables['params'],
       variables['batch_stats'],
       [jnp.zeros((1, 32, 32, 3))] * 2 + [jnp.zeros((1, 32, 32))],
@@ -278,15 +183,15 @@ def test_batch_norm_refuses_a_single_value(variables):
 
 
 def test_bias_before_batch_norm_has_no_gradient(float64_training):
-  gradients = float64_training[0][3]['discriminative']
+  gradients = float64_training[0].gradients['discriminative']
   assert not gradients['encoder_block1_conv1']['bias'].any()
   assert gradients['last_conv']['bias'].all()
 
 
 def test_bfloat16_is_close_to_float32(golden, variables):
   image = golden['image']
-  exact = evaluate(variables, image)
-  rounded = evaluate(variables, image, dtype=jnp.bfloat16)
+  exact = fidelity_networks.evaluate(variables, image)
+  rounded = fidelity_networks.evaluate(variables, image, dtype=jnp.bfloat16)
   assert rounded.logits.dtype == rounded.reconstruction.dtype == jnp.float32
   difference = models.anomaly_map(rounded.logits) - models.anomaly_map(
     exact.logits
@@ -297,10 +202,10 @@ def test_bfloat16_is_close_to_float32(golden, variables):
 
 def test_bfloat16_trains_float32_parameters(golden, variables):
   types = jax.eval_shape(
-    functools.partial(train_step, dtype=jnp.bfloat16),
+    functools.partial(fidelity_networks.train_step, dtype=jnp.bfloat16),
     variables['params'],
     variables['batch_stats'],
-    batch_of(golden, 0),
+    fidelity_networks.golden_batch(golden, 0),
   )
   assert {x.dtype for x in jax.tree.leaves(types)} == {jnp.dtype(jnp.float32)}
 

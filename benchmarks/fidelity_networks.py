@@ -1,0 +1,237 @@
+"""How near networks, losses and training come to the release's golden arrays.
+
+Each `..._cases` yields what was computed here beside what the release computed;
+tests bound the differences and `benchmarks.fidelity` tabulates them.
+"""
+
+import functools
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from draem_jax import import_torch, losses, models
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'tests' / 'golden'
+WIDTHS = import_torch.Widths(4, 2)
+NUM_STEPS = 3
+
+
+class Case(NamedTuple):
+  """A quantity computed here and by the release."""
+
+  name: str
+  found: np.ndarray
+  expected: np.ndarray
+
+
+class Step(NamedTuple):
+  """What a training step saw, and the variables it left behind."""
+
+  output: models.DraemOutput
+  batch_stats: Mapping[str, Any]
+  losses: losses.Losses
+  gradients: Mapping[str, Any]
+  params: Mapping[str, Any]
+
+
+def load_golden(name: str) -> dict[str, np.ndarray]:
+  """The golden arrays of one file, by name."""
+  with np.load(GOLDEN / f'{name}.npz') as arrays:
+    return dict(arrays)
+
+
+def load_variables() -> dict[str, Any]:
+  """The networks of the golden checkpoint, float32."""
+  return import_torch.load_torch_checkpoint(
+    GOLDEN / 'DRAEM_golden_part_.pckl',
+    GOLDEN / 'DRAEM_golden_part__seg.pckl',
+    channel_order='rgb',  # The golden networks ran on the arrays as they are.
+  )
+
+
+@functools.partial(jax.jit, static_argnames='dtype')
+def evaluate(variables, image, dtype=None) -> models.DraemOutput:
+  """Runs the networks on running statistics."""
+  model = models.Draem(*WIDTHS, dtype=dtype)
+  return model.apply(variables, image, train=False)
+
+
+@functools.partial(jax.jit, static_argnames='dtype')
+def train_step(params, batch_stats, batch, dtype=None):
+  """Differentiates the release's loss.
+
+  Args:
+    params: of the networks.
+    batch_stats: their running statistics.
+    batch: augmented image, image and mask.
+    dtype: of the computation; that of the parameters if None.
+
+  Returns:
+    Output, new running statistics, losses and gradients.
+  """
+  augmented, image, mask = batch
+
+  def loss_fn(params):
+    output, updates = models.Draem(*WIDTHS, dtype=dtype).apply(
+      {'params': params, 'batch_stats': batch_stats},
+      augmented,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    terms = losses.draem_loss(output, image, mask, data_range='from_batch')
+    return terms.total, (output, updates['batch_stats'], terms)
+
+  (_, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
+  return (*aux, gradients)
+
+
+@jax.jit
+def _update(gradients, state, params):
+  updates, state = optax.adam(1e-3).update(gradients, state, params)
+  return optax.apply_updates(params, updates), state
+
+
+def golden_batch(golden: Mapping[str, np.ndarray], step: int):
+  """Augmented image, image and mask of a golden training step, float32."""
+  return (
+    golden['train/augmented'][step],
+    golden['train/image'][step],
+    golden['train/mask'][step, ..., 0].astype(np.float32),
+  )
+
+
+def train_in_float64(
+  golden: Mapping[str, np.ndarray], variables: Mapping[str, Any]
+) -> list[Step]:
+  """Takes the golden steps of Adam in float64."""
+  steps = []
+  with jax.enable_x64(True):
+    params, batch_stats = jax.tree.map(
+      lambda x: jnp.asarray(x, jnp.float64),
+      (variables['params'], variables['batch_stats']),
+    )
+    state = optax.adam(1e-3).init(params)
+    for number in range(NUM_STEPS):
+      batch = [x.astype(np.float64) for x in golden_batch(golden, number)]
+      output, batch_stats, terms, gradients = train_step(
+        params, batch_stats, batch
+      )
+      params, state = _update(gradients, state, params)
+      steps.append(
+        Step(*jax.device_get((output, batch_stats, terms, gradients, params)))
+      )
+  return steps
+
+
+def evaluation_cases(
+  golden: Mapping[str, np.ndarray], variables: Mapping[str, Any]
+) -> Iterator[Case]:
+  """Reconstruction, logits, map and image score in evaluation, float32."""
+  output = evaluate(variables, golden['image'])
+  anomaly_map = models.anomaly_map(output.logits)
+  for name, found in (
+    ('reconstruction', output.reconstruction),
+    ('logits', output.logits),
+    ('anomaly_map', anomaly_map[..., None]),
+    ('image_score', models.image_score(anomaly_map)),
+  ):
+    yield Case(name, np.asarray(found), golden[f'eval/{name}'])
+
+
+def training_output_cases(
+  golden: Mapping[str, np.ndarray], steps: list[Step]
+) -> Iterator[Case]:
+  """Reconstruction and logits of the first step, in training mode."""
+  for name in ('reconstruction', 'logits'):
+    found = getattr(steps[0].output, name)
+    yield Case(name, found, golden[f'train/{name}0'])
+
+
+def loss_cases(
+  golden: Mapping[str, np.ndarray], steps: list[Step]
+) -> Iterator[Case]:
+  """The four losses of each step: l2, 1 - SSIM, focal and their sum."""
+  for number, step in enumerate(steps):
+    terms = step.losses
+    found = np.array([terms.l2, terms.ssim, terms.focal, terms.total])
+    yield Case(f'step {number + 1}', found, golden[f'train/losses{number}'])
+
+
+def gradient_cases(
+  golden: Mapping[str, np.ndarray], steps: list[Step]
+) -> Iterator[Case]:
+  """The gradient of each array in the first step."""
+  return _array_cases(golden, 'grad0', steps[0].gradients, steps[0].batch_stats)
+
+
+def statistics_cases(
+  golden: Mapping[str, np.ndarray], steps: list[Step]
+) -> Iterator[Case]:
+  """The running statistics after the first step."""
+  return _array_cases(golden, 'stats1', steps[0].params, steps[0].batch_stats)
+
+
+def parameter_cases(
+  golden: Mapping[str, np.ndarray], steps: list[Step]
+) -> Iterator[Case]:
+  """The parameters after the last step."""
+  step = steps[-1]
+  return _array_cases(golden, 'params3', step.params, step.batch_stats)
+
+
+def _array_cases(golden, prefix, params, batch_stats) -> Iterator[Case]:
+  """Every array that the golden ones have under a prefix."""
+  variables = {'params': params, 'batch_stats': batch_stats}
+  names = {name for name in golden if name.startswith(f'{prefix}/')}
+  for network in ('reconstructive', 'discriminative'):
+    for name, array in import_torch.torch_arrays(variables, network).items():
+      full_name = f'{prefix}/{network}/{name}'
+      if full_name in names:
+        names.remove(full_name)
+        yield Case(name, array, golden[full_name])
+  if names:
+    raise ValueError(f'nothing to compare with {sorted(names)}')
+
+
+def ssim_cases(
+  golden: Mapping[str, np.ndarray],
+) -> Iterator[tuple[float, Case, Case]]:
+  """The chosen data range, the map and the loss, for each kind of range."""
+  for number in range(3):
+    data_range, expected_map, loss, reconstruction, image = (
+      golden[f'ssim{number}/{name}']
+      for name in ('data_range', 'map', 'loss', 'reconstruction', 'image')
+    )
+    chosen = float(losses.ssim_data_range(reconstruction))
+    if chosen != data_range:
+      raise ValueError(f'the data range is {chosen}; the release: {data_range}')
+    found = np.asarray(losses.ssim(reconstruction, image, data_range=chosen))
+    yield (
+      chosen,
+      Case('SSIM map', found, expected_map),
+      Case('1 - SSIM', 1 - found.mean(), loss),
+    )
+
+
+def focal_case(golden: Mapping[str, np.ndarray]) -> Case:
+  """The focal loss of a batch."""
+  logits, mask = golden['focal/logits'], golden['focal/mask'][..., 0]
+  found = losses.focal_loss(logits, mask).mean()
+  return Case('focal loss', np.asarray(found), golden['focal/loss'])
+
+
+def upsample_case(golden: Mapping[str, np.ndarray]) -> Case:
+  """Bilinear upsampling that keeps the corners."""
+  found = np.asarray(models.upsample(golden['upsample/input']))
+  return Case('upsampling', found, golden['upsample/output'])
+
+
+def score_case(golden: Mapping[str, np.ndarray]) -> Case:
+  """Image scores: the maximum of the map's 21x21 means."""
+  found = np.asarray(models.image_score(golden['score/map'][..., 0]))
+  return Case('image score', found, golden['score/score'])

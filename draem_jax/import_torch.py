@@ -26,20 +26,6 @@ from draem_jax.torch_pickle import short
 ChannelOrder = Literal['bgr', 'rgb']
 CHANNEL_ORDERS = ('bgr', 'rgb')
 
-_RECONSTRUCTIVE = flags.DEFINE_string(
-  'reconstructive', None, 'State dict of the reconstructive network.'
-)
-_DISCRIMINATIVE = flags.DEFINE_string(
-  'discriminative', None, 'State dict of the discriminative network.'
-)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run to write.')
-_CHANNEL_ORDER = flags.DEFINE_enum(
-  'channel_order',
-  'bgr',
-  CHANNEL_ORDERS,
-  'Of the images that the networks were trained on; the published ones: bgr.',
-)
-
 
 class Widths(NamedTuple):
   """Channels of the first block of either network."""
@@ -225,25 +211,45 @@ def main(argv: list[str]) -> None:
   """Imports the pair that the flags name."""
   if len(argv) > 1:
     raise UserError(f'unknown argument {argv[1]!r}: flags begin with --')
-  for flag in (_RECONSTRUCTIVE, _DISCRIMINATIVE, _WORKDIR):
-    if flag.value is None:
-      raise UserError(f'--{flag.name} is missing: name a file or folder')
+  given = flags.FLAGS
+  for name in ('reconstructive', 'discriminative', 'workdir'):
+    if given[name].value is None:
+      raise UserError(f'--{name} is missing: name a file or folder')
   variables = load_torch_checkpoint(
-    _RECONSTRUCTIVE.value,
-    _DISCRIMINATIVE.value,
-    channel_order=_CHANNEL_ORDER.value,
+    given.reconstructive,
+    given.discriminative,
+    channel_order=given.channel_order,
   )
-  write_workdir(variables, _WORKDIR.value)
+  write_workdir(variables, given.workdir)
   reconstructive, discriminative = widths(variables)
   print(f'imported networks of widths {reconstructive} and {discriminative}')
-  print(f'workdir:  {_WORKDIR.value}')
+  print(f'workdir:  {given.workdir}')
   print(
     'evaluate: python -m draem_jax.main'
     ' --config=configs/mvtec.py:CATEGORY,release'
-    f' --workdir={_WORKDIR.value} --config.num_epochs=0'
+    f' --workdir={given.workdir} --config.num_epochs=0'
     f' --config.model.reconstructive_width={reconstructive}'
     f' --config.model.discriminative_width={discriminative}'
   )
+
+
+def run() -> None:
+  """The console entry point."""
+  # Not where the module is imported, for other commands have such flags, too.
+  flags.DEFINE_string(
+    'reconstructive', None, 'State dict of the reconstructive network.'
+  )
+  flags.DEFINE_string(
+    'discriminative', None, 'State dict of the discriminative network.'
+  )
+  flags.DEFINE_string('workdir', None, 'Folder of the run to write.')
+  flags.DEFINE_enum(
+    'channel_order',
+    'bgr',
+    CHANNEL_ORDERS,
+    'Of the images that the networks were trained on; the published ones: bgr.',
+  )
+  app.run(command.wrap(main), flags_parser=command.parse_flags)
 
 
 class _Entry(NamedTuple):
@@ -389,4 +395,4 @@ def _check_values(
 
 
 if __name__ == '__main__':
-  app.run(command.wrap(main), flags_parser=command.parse_flags)
+  run()

@@ -94,7 +94,6 @@ def paper() -> config_dict.ConfigDict:
   config.panel_every = 1000
   config.checkpoint_every = 1000
   config.keep_checkpoints = 3
-  config.profile = ''  # A folder: a trace of some steps is written there.
   return config
 
 

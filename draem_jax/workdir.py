@@ -24,7 +24,6 @@ _FREE_FIELDS = (
   'keep_checkpoints',
   'log_every',
   'panel_every',
-  'profile',
   'score_window',
 )
 

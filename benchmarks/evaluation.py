@@ -24,6 +24,7 @@ import sklearn
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from benchmarks import machine
 from draem_jax import metrics
 
 METRICS = ('image_auroc', 'image_ap', 'pixel_auroc', 'pixel_ap')
@@ -83,16 +84,6 @@ def measure(contenders, split, rounds):
   return best, results
 
 
-def processor():
-  """Name of the processor, as far as the system tells."""
-  try:
-    with open('/proc/cpuinfo') as lines:
-      names = [line for line in lines if line.startswith('model name')]
-    return names[0].split(':')[1].strip()
-  except (OSError, IndexError):
-    return platform.processor() or platform.machine()
-
-
 def print_table(cases):
   """The seconds of all cases as a Markdown table."""
   rows = {
@@ -145,7 +136,7 @@ def main():
         'images': options.good + options.anomalous,
         'size': options.size,
         'cases': cases,
-        'machine': {'cpu': processor(), 'cores': os.cpu_count()},
+        'machine': {'cpu': machine.processor(), 'cores': os.cpu_count()},
         'versions': {
           'python': platform.python_version(),
           'numpy': np.__version__,

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from benchmarks import fidelity_networks, fidelity_simulator
+from benchmarks import fidelity_networks, fidelity_simulator, machine
 from benchmarks.fidelity_networks import Case
 from benchmarks.fidelity_simulator import Row, markdown
 
@@ -160,24 +160,11 @@ def sections(
 
 def caption() -> str:
   """Where, when and with what the tables were measured."""
-  machine = f'{os.cpu_count()} × CPU ({_cpu_name()})'
+  cores = f'{os.cpu_count()} × CPU ({machine.processor()})'
   return (
-    f'Measured on {machine}, jax {jax.__version__}, Python'
+    f'Measured on {cores}, jax {jax.__version__}, Python'
     f' {platform.python_version()}, on {datetime.date.today()}.'
   )
-
-
-def _cpu_name() -> str:
-  try:
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-  except OSError:
-    lines = []
-  names = [
-    line.split(':', 1)[1].strip()
-    for line in lines
-    if line.startswith('model name')
-  ]
-  return names[0] if names else platform.machine()
 
 
 def replace_between_markers(page: str, text: str) -> str:

@@ -20,6 +20,7 @@ import jax
 import jaxlib
 import numpy as np
 
+from benchmarks import machine
 from configs import mvtec
 from draem_jax.data import textures as texture_files
 from draem_jax.simulator import simulate
@@ -117,7 +118,7 @@ def main():
         'machine': {
           'device': device.device_kind,
           'platform': device.platform,
-          'processor': processor(),
+          'processor': machine.processor(),
           'cores': os.cpu_count(),
         },
         'versions': {
@@ -132,16 +133,6 @@ def main():
       }
     )
   )
-
-
-def processor() -> str:
-  """Name of the processor, as far as the system tells."""
-  try:
-    with open('/proc/cpuinfo') as lines:
-      names = [line for line in lines if line.startswith('model name')]
-    return names[0].split(':')[1].strip()
-  except (OSError, IndexError):
-    return platform.processor() or platform.machine()
 
 
 if __name__ == '__main__':

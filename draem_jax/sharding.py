@@ -15,37 +15,33 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from draem_jax.errors import UserError
 
-# What a cluster's launcher sets on every process that belongs to one run.
-_CLUSTER_VARIABLES = (
-  'JAX_COORDINATOR_ADDRESS',
-  'COORDINATOR_ADDRESS',
-  'SLURM_JOB_NUM_NODES',
-  'TPU_WORKER_HOSTNAMES',
-)
-
 
 def start_distributed() -> None:
   """Joins the processes of a cluster run; does nothing on a single machine.
 
-  Must run before anything else touches JAX. Slurm and TPU pods are recognised
-  by JAX itself; elsewhere set `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`
-  and `JAX_PROCESS_ID`.
+  Must run before anything else touches JAX. JAX itself reads what Slurm's
+  `srun` and a TPU pod say of the run; elsewhere set `JAX_COORDINATOR_ADDRESS`,
+  `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
+
+  Raises:
+    UserError: if one of these three is missing or no number.
   """
   environment = os.environ
-  several = (
-    int(environment.get('JAX_NUM_PROCESSES', '1')) > 1
-    or int(environment.get('SLURM_NTASKS', '1')) > 1
-    or ',' in environment.get('TPU_WORKER_HOSTNAMES', '')
-  )
-  if not several or not any(v in environment for v in _CLUSTER_VARIABLES):
-    return
-  if 'JAX_COORDINATOR_ADDRESS' in environment:
-    jax.distributed.initialize(
-      coordinator_address=environment['JAX_COORDINATOR_ADDRESS'],
-      num_processes=int(environment['JAX_NUM_PROCESSES']),
-      process_id=int(environment['JAX_PROCESS_ID']),
-    )
-  else:
+  if 'JAX_NUM_PROCESSES' in environment:
+    try:
+      jax.distributed.initialize(
+        coordinator_address=environment['JAX_COORDINATOR_ADDRESS'],
+        num_processes=int(environment['JAX_NUM_PROCESSES']),
+        process_id=int(environment['JAX_PROCESS_ID']),
+      )
+    except (KeyError, ValueError) as error:
+      raise UserError(
+        f'{error}: set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES'
+        ' and JAX_PROCESS_ID together, or none of them'
+      ) from error
+  elif int(
+    environment.get('SLURM_STEP_NUM_TASKS', '1')
+  ) > 1 or ',' in environment.get('TPU_WORKER_HOSTNAMES', ''):
     jax.distributed.initialize()
 
 

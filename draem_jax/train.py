@@ -47,12 +47,7 @@ class TrainState:
 
 def make_model(config: Mapping[str, Any]) -> models.Draem:
   """The networks that `config` describes."""
-  dtypes = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-  if config['dtype'] not in dtypes:
-    raise UserError(
-      f'config.dtype={config["dtype"]!r}: take one of {", ".join(dtypes)}'
-    )
-  return models.Draem(**config['model'], dtype=dtypes[config['dtype']])
+  return models.Draem(**config['model'], dtype=jnp.dtype(config['dtype']))
 
 
 def save_imported(

@@ -10,19 +10,6 @@ _EPSILON = 1e-5
 _PIXELS = (0, 1, 2)  # The axes that batch norm takes its statistics over.
 
 
-def conv3x3(
-  x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c d']
-) -> Float[Array, 'b h w d']:
-  """Convolves with zeros beyond the border, in the dtype of `x`."""
-  return lax.conv_general_dilated(
-    x,
-    kernel.astype(x.dtype),
-    window_strides=(1, 1),
-    padding='SAME',
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
-
-
 def normalise(
   x: Float[Array, 'b h w c'],
   mean: Float[Array, 'c'],

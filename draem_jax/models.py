@@ -16,13 +16,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from draem_jax.layers import (
-  batch_normalise,
-  conv3x3,
-  max_pool,
-  normalise,
-  upsample,
-)
+from draem_jax.convolution import conv3x3
+from draem_jax.layers import batch_normalise, max_pool, normalise, upsample
 
 _STRIDE = 32  # Five poolings in the discriminative encoder.
 _KEEP = 0.9  # What a running average keeps of its old value in one step.
@@ -69,7 +64,7 @@ class ConvNormRelu(nn.Module):
       'batch_stats', 'var', jnp.ones, shape, param_dtype
     )
 
-    x = conv3x3(x, kernel)
+    x = conv3x3(x, kernel.astype(x.dtype))
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     # The convolution's bias would cancel in the normalisation. Left out, it has
     # the gradient zero, not rounding noise that Adam blows up to full steps.
@@ -97,7 +92,7 @@ class Conv(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w d']:
     """Returns the convolution of `x`."""
     kernel, bias = _conv_params(self, x.shape[-1], self.features)
-    x = conv3x3(x, kernel)
+    x = conv3x3(x, kernel.astype(x.dtype))
     return x.astype(jnp.promote_types(x.dtype, jnp.float32)) + bias
 
 

@@ -1,48 +1,30 @@
-"""The train state, the compiled train step, and the loop that drives it."""
+"""A run: its compiled step, its state, and the loop that drives them."""
 
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Int, UInt8
 
-from draem_jax import (
-  checkpoint,
-  draw,
-  figures,
-  interrupt,
-  losses,
-  models,
-  sharding,
-)
+from draem_jax import checkpoint, draw, figures, interrupt, models, sharding
 from draem_jax import workdir as workdir_lib
 from draem_jax import writer as writer_lib
 from draem_jax.errors import UserError
 from draem_jax.simulator import simulate
+from draem_jax.train_step import (
+  TrainState,
+  abstract,
+  init_state,
+  make_train_step,
+)
 
 _log = logging.getLogger(__name__)
-
-
-@flax.struct.dataclass
-class TrainState:
-  """All that a step reads and writes, and all that a checkpoint holds."""
-
-  step: Int[Array, '']
-  params: PyTree[Float[Array, '...']]
-  batch_stats: PyTree[Float[Array, '...']]
-  opt_state: optax.OptState
-
-  @property
-  def variables(self) -> dict[str, Any]:
-    """What `models.Draem.apply` takes."""
-    return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
 def make_model(config: Mapping[str, Any]) -> models.Draem:
@@ -103,116 +85,6 @@ def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
       for share in config['learning_rate_milestones']
     },
   )
-
-
-def init_state(
-  model: models.Draem,
-  optimizer: optax.GradientTransformation,
-  *,
-  seed: int,
-  mesh: Mesh,
-) -> TrainState:
-  """Initialises the state under `jit`, straight into its sharding."""
-
-  def init(key: Key[Array, '']) -> TrainState:
-    # No parameter depends on the size, and a small image compiles sooner.
-    image = jnp.zeros((1, 32, 32, 3))
-    variables = model.init(key, image, train=False)
-    return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=variables['params'],
-      batch_stats=variables['batch_stats'],
-      opt_state=optimizer.init(variables['params']),
-    )
-
-  # Threefry, drawn once for each of 150 arrays, takes XLA most of a minute to
-  # compile on a CPU.
-  key = jax.random.key(seed, impl='unsafe_rbg')
-  # It runs once: unoptimised code is there sooner.
-  quick = {'xla_backend_optimization_level': 0}
-  return jax.jit(
-    init,
-    out_shardings=sharding.replicated(mesh),
-    compiler_options=quick if mesh.devices.flat[0].platform == 'cpu' else None,
-  )(key)
-
-
-def abstract(state: TrainState) -> TrainState:
-  """The shapes, types and shardings of a state, without its values."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-    state,
-  )
-
-
-def make_train_step(
-  model: models.Draem,
-  optimizer: optax.GradientTransformation,
-  *,
-  mesh: Mesh,
-  data_range: str,
-  simulator: Mapping[str, Any],
-) -> Callable[..., tuple[TrainState, dict[str, Float[Array, '']]]]:
-  """The step from drawn uint8 images and textures to the next state.
-
-  Args:
-    model: the networks.
-    optimizer: turns gradients into updates.
-    mesh: over whose axis `'data'` the batch is split.
-    data_range: see `losses.draem_loss`.
-    simulator: the options of `simulate.simulate`.
-
-  Returns:
-    A function of (state, images uint8 [b h w 3], textures uint8 [b h w 3],
-    keys [b]) that returns the next state and the losses as scalars. It is not
-    compiled yet.
-  """
-  split = sharding.batch_sharded(mesh)
-
-  def train_step(
-    state: TrainState,
-    images: UInt8[Array, 'b h w 3'],
-    textures: UInt8[Array, 'b h w 3'],
-    keys: Key[Array, 'b'],
-  ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
-    images, textures, keys = jax.lax.with_sharding_constraint(
-      (images, textures, keys), split
-    )
-    example = simulate.simulate_batch(keys, images, textures, **simulator)
-    example = jax.lax.with_sharding_constraint(example, split)
-
-    def loss_fn(params: PyTree) -> tuple[Float[Array, ''], Any]:
-      output, updates = model.apply(
-        {'params': params, 'batch_stats': state.batch_stats},
-        example.augmented,
-        train=True,
-        mutable=['batch_stats'],
-      )
-      loss = losses.draem_loss(
-        output, example.image, example.mask, data_range=data_range
-      )
-      return loss.total, (loss, updates['batch_stats'])
-
-    gradients, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-      state.params
-    )
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
-    state = TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      batch_stats=batch_stats,
-      opt_state=opt_state,
-    )
-    return state, {
-      'loss': loss.total,
-      'l2': loss.l2,
-      'ssim': loss.ssim,
-      'focal': loss.focal,
-    }
-
-  return train_step
 
 
 class Trainer:

@@ -78,6 +78,11 @@ def use_compilation_cache() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
+def be_quiet() -> None:
+  """Leaves the lines on progress to another process of the same run."""
+  logging.getLogger('draem_jax').setLevel(logging.WARNING)
+
+
 def _set_up_logging() -> None:
   """Our own lines plainly on stderr, those of libraries only if they matter."""
   absl.logging.set_verbosity(absl.logging.ERROR)

@@ -32,7 +32,8 @@ def train_and_evaluate(
     workdir: the folder of the run.
 
   Returns:
-    The content of `results.json`.
+    The content of `results.json`; empty in the processes of a cluster that do
+    not write.
 
   Raises:
     UserError: for what the user can mend.
@@ -68,41 +69,20 @@ def train_and_evaluate(
     config, images=images, textures=texture_images, mesh=mesh
   )
   state, lines = train.train(trainer, workdir)
-
-  detector = Detector(
-    trainer.model,
-    jax.device_get(state.variables),
-    image_size=config['image_size'],
-    score_window=config['score_window'],
-    batch_size=config['eval']['batch_size'],
-  )
-  thresholds = detector.choose_thresholds(
-    held_out if len(held_out) else kept,
-    source=(
-      f'{len(held_out)} good images held out of the training'
-      if len(held_out)
-      else f'the {len(kept)} good images of the training'
-    ),
-    quantile=config['eval']['threshold_quantile'],
-    pixel_quantile=config['eval']['pixel_quantile'],
-  )
-  run = {
-    'category': config['category'],
-    'steps': trainer.num_steps,
-    'train_seconds': round(lines.seconds, 1),
-    'images_per_second': writer.typical_rate(lines.lines),
-    'device': sharding.device_name(),
-  }
-  if not sharding.is_main_process():
-    return run
-  write_thresholds(workdir, thresholds)
-  return evaluate.evaluate(
-    detector,
-    category,
-    mask_threshold=config['eval']['mask_threshold'],
-    workdir=workdir,
-    run=run,
-  )
+  results = {}
+  if sharding.is_main_process():
+    results = _evaluate(
+      config,
+      workdir,
+      category,
+      trainer=trainer,
+      variables=jax.device_get(state.variables),
+      good_images=held_out if len(held_out) else kept,
+      lines=lines,
+    )
+  # Whoever leaves a cluster early takes the others along.
+  sharding.wait_for_processes(f'evaluated {config["category"]}')
+  return results
 
 
 def list_categories(config: Mapping[str, Any]) -> list[str]:
@@ -135,6 +115,51 @@ def split_holdout(
     )
   order = np.random.default_rng(seed).permutation(len(images))
   return images[np.sort(order[count:])], images[np.sort(order[:count])]
+
+
+def _evaluate(
+  config: Mapping[str, Any],
+  workdir: pathlib.Path,
+  category: mvtec_ad.Category,
+  *,
+  trainer: train.Trainer,
+  variables: Mapping[str, Any],
+  good_images: UInt8[np.ndarray, 'n h w 3'],
+  lines: writer.Writer,
+) -> dict[str, Any]:
+  """Chooses the thresholds and evaluates; returns the results."""
+  detector = Detector(
+    trainer.model,
+    variables,
+    image_size=config['image_size'],
+    score_window=config['score_window'],
+    batch_size=config['eval']['batch_size'],
+  )
+  held_out = config['eval']['holdout'] > 0
+  thresholds = detector.choose_thresholds(
+    good_images,
+    source=(
+      f'{len(good_images)} good images held out of the training'
+      if held_out
+      else f'the {len(good_images)} good images of the training'
+    ),
+    quantile=config['eval']['threshold_quantile'],
+    pixel_quantile=config['eval']['pixel_quantile'],
+  )
+  write_thresholds(workdir, thresholds)
+  return evaluate.evaluate(
+    detector,
+    category,
+    mask_threshold=config['eval']['mask_threshold'],
+    workdir=workdir,
+    run={
+      'category': config['category'],
+      'steps': trainer.num_steps,
+      'train_seconds': round(lines.seconds, 1),
+      'images_per_second': writer.typical_rate(lines.lines),
+      'device': sharding.device_name(),
+    },
+  )
 
 
 def _load(

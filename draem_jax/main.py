@@ -27,6 +27,8 @@ def main(argv: list[str]) -> None:
   if _CONFIG.value is None:
     raise UserError('--config is missing: try --config=configs/demo.py')
   sharding.start_distributed()
+  if not sharding.is_main_process():
+    command.be_quiet()
   command.use_compilation_cache()
   config = _CONFIG.value
   try:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from draem_jax.errors import UserError
@@ -82,6 +83,18 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
 def is_main_process() -> bool:
   """Whether this process writes the files of the run."""
   return jax.process_index() == 0
+
+
+def max_over_processes(number: int) -> int:
+  """The largest of the processes' numbers; every process must call it."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def wait_for_processes(name: str) -> None:
+  """Returns once every process has called it with this name."""
+  multihost_utils.sync_global_devices(name)
 
 
 def device_name() -> str:

@@ -26,6 +26,9 @@ from draem_jax.train_step import (
 
 _log = logging.getLogger(__name__)
 
+# How often the processes of a cluster ask each other whether to stop.
+_AGREE_EVERY = 10  # Steps.
+
 
 def make_model(config: Mapping[str, Any]) -> models.Draem:
   """The networks that `config` describes."""
@@ -135,7 +138,10 @@ class Trainer:
     self._step = jax.jit(
       resident_step if self._resident else step, donate_argnums=0
     )
-    self._preview = jax.jit(self._preview_batch)
+    # Whole in every process, wherever its batch was computed.
+    self._preview = jax.jit(
+      self._preview_batch, out_shardings=sharding.replicated(self.mesh)
+    )
 
   def init_state(self) -> TrainState:
     """The state before the first step."""
@@ -198,11 +204,12 @@ class Trainer:
 
 def train(
   trainer: Trainer, workdir: str | pathlib.Path
-) -> tuple[TrainState, writer_lib.Writer]:
+) -> tuple[TrainState, writer_lib.Writer | None]:
   """Trains to the last step, from the newest checkpoint if there is one.
 
   Returns:
-    The state after the last step, and the (closed) writer.
+    The state after the last step, and the (closed) writer; None for the writer
+    in the processes of a cluster that do not write.
 
   Raises:
     interrupt.Interrupted: on SIGTERM or SIGINT, once the state is saved.
@@ -223,12 +230,14 @@ def train(
     )
   if restored:
     _log.info('going on from %s', checkpointer.folder / str(first))
-  writer = writer_lib.Writer(
-    workdir,
-    first_step=first,
-    num_steps=trainer.num_steps,
-    batch_size=config['batch_size'],
-  )
+  writer = None
+  if sharding.is_main_process():
+    writer = writer_lib.Writer(
+      workdir,
+      first_step=first,
+      num_steps=trainer.num_steps,
+      batch_size=config['batch_size'],
+    )
   pending = []
   try:
     with interrupt.SignalWatch() as watch:
@@ -237,13 +246,13 @@ def train(
         pending.append(metrics)
         last = step == trainer.num_steps
         # Looked at once a step: a signal may come at any line of it.
-        stop = watch.caught
+        stop = _agree_to_stop(watch.caught, step)
         save = last or stop or step % config['checkpoint_every'] == 0
         panel = last or step % config['panel_every'] == 0
         if save or panel or step % config['log_every'] == 0:
           values = _check_finite(pending, step, checkpointer)
           values['learning_rate'] = float(trainer.schedule(step - 1))
-          if sharding.is_main_process():
+          if writer:
             writer.write(step, values)
           pending = []
         if save:
@@ -255,9 +264,20 @@ def train(
           raise interrupt.Interrupted(step, stop)
     checkpointer.wait()
   finally:
-    writer.close()
+    if writer:
+      writer.close()
     checkpointer.close()
   return state, writer
+
+
+def _agree_to_stop(signal_number: int, step: int) -> int:
+  """The signal to stop for after this step, or 0, equal in every process.
+
+  A signal reaches the processes of a cluster at different steps, or but one.
+  """
+  if jax.process_count() > 1 and step % _AGREE_EVERY:
+    return 0
+  return sharding.max_over_processes(signal_number)
 
 
 def _check_finite(
@@ -291,10 +311,10 @@ def _write_panel(
   state: TrainState,
   step: int,
   workdir: pathlib.Path,
-  writer: writer_lib.Writer,
+  writer: writer_lib.Writer | None,
 ) -> None:
   example, output = trainer.preview(state, step)
-  if not sharding.is_main_process():
+  if not writer:
     return
   sheet = figures.simulated_sheet(
     images=example.image,

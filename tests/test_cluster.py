@@ -1,0 +1,110 @@
+"""Two processes of one run: what they write, and how they stop together."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import random_images, small_config
+
+from draem_jax import experiment
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 30
+
+
+@pytest.fixture
+def settings(tmp_path):
+  """Config fields of a short run on pictures of its own."""
+  for folder, count in (('train/good', 6), ('test/good', 2), ('test/bent', 2)):
+    (tmp_path / 'data/pens' / folder).mkdir(parents=True)
+    for index, image in enumerate(random_images(count, seed=count)):
+      path = tmp_path / 'data/pens' / folder / f'{index}.png'
+      Image.fromarray(image).save(path)
+  return {
+    'data.dir': str(tmp_path / 'data'),
+    'data.tfds_dir': str(tmp_path / 'tfds'),
+    'data.textures': str(tmp_path / 'data/pens/train'),
+    'image_size': 32,
+    'batch_size': 4,
+    'num_steps': STEPS,
+    'learning_rate': 1e-3,
+    'model.reconstructive_width': 2,
+    'model.discriminative_width': 2,
+    'log_every': 1,
+    'panel_every': 20,
+  }
+
+
+def start_both(workdir, settings):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  return [
+    subprocess.Popen(
+      [
+        *(sys.executable, '-m', 'draem_jax.main', f'--workdir={workdir}'),
+        '--config=configs/mvtec.py:pens,release',
+        *(f'--config.{name}={value}' for name, value in settings.items()),
+      ],
+      cwd=ROOT,
+      env=os.environ
+      | {
+        'XLA_FLAGS': '',
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'cache'),
+        'JAX_COORDINATOR_ADDRESS': address,
+        'JAX_NUM_PROCESSES': '2',
+        'JAX_PROCESS_ID': str(index),
+      },
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+    for index in range(2)
+  ]
+
+
+def finish(processes):
+  texts = [process.communicate(timeout=300) for process in processes]
+  return [process.returncode for process in processes], texts
+
+
+def losses(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line)['loss'] for line in lines]
+
+
+def test_two_processes_stop_together_and_agree_with_one(tmp_path, settings):
+  workdir = tmp_path / 'two'
+  processes = start_both(workdir, settings)
+  while not (workdir / 'metrics.jsonl').exists() or not losses(workdir):
+    assert processes[0].poll() is None, processes[0].communicate()[1]
+    time.sleep(0.01)
+  processes[1].send_signal(signal.SIGTERM)
+  statuses, texts = finish(processes)
+  assert statuses == [128 + signal.SIGTERM] * 2, texts
+  stopped = len(losses(workdir))
+  assert stopped < STEPS and stopped % 10 == 0
+  for _, err in texts:
+    assert f'saved at step {stopped}' in err
+
+  statuses, texts = finish(start_both(workdir, settings))
+  assert statuses == [0, 0], texts
+  assert '| pens' in texts[0][0] and '|' not in texts[1][0]
+  assert 'step' not in texts[1][1]
+
+  one = tmp_path / 'one'
+  config = small_config(**settings, score_window=21)
+  experiment.train_and_evaluate(config.to_dict(), one)
+  assert len(losses(workdir)) == STEPS
+  np.testing.assert_allclose(losses(workdir)[:5], losses(one)[:5], 1e-4)
+  for name in ('results.json', 'report.html', 'thresholds.json'):
+    assert (workdir / name).exists()

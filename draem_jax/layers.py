@@ -6,7 +6,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-_EPSILON = 1e-5
+EPSILON = 1e-5
 _PIXELS = (0, 1, 2)  # The axes that batch norm takes its statistics over.
 
 
@@ -21,7 +21,7 @@ def normalise(
 
   Computed in the statistics' dtype, returned in that of `x`.
   """
-  factor = scale * lax.rsqrt(var + _EPSILON)
+  factor = scale * lax.rsqrt(var + EPSILON)
   return jax.nn.relu((x - mean) * factor + bias).astype(x.dtype)
 
 
@@ -61,7 +61,7 @@ def _batch_normalise_backward(residuals, cotangents):
   # Derived automatically, this would go over the activations more often.
   x, y, mean, var, scale = residuals
   gradient = jnp.where(y > 0, cotangents[0], 0).astype(scale.dtype)
-  deviation = lax.rsqrt(var + _EPSILON)
+  deviation = lax.rsqrt(var + EPSILON)
   normalised = (x - mean) * deviation
   bias_gradient = gradient.sum(_PIXELS)
   scale_gradient = (gradient * normalised).sum(_PIXELS)
@@ -113,7 +113,7 @@ def _resample(x: Array, axis: int, indices, weights) -> Array:
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   shape = np.where(np.arange(x.ndim) == axis, -1, 1)
   total = sum(
-    jnp.asarray(w.reshape(shape), dtype) * jnp.take(x, i, axis).astype(dtype)
+    jnp.asarray(w.reshape(shape), dtype) * jnp.take(x, i, axis=axis).astype(dtype)
     for i, w in zip(indices, weights, strict=True)
   )
   return total.astype(x.dtype)

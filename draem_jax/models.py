@@ -3,6 +3,7 @@
 Images are `[b h w 3]` in [0, 1]; height and width are multiples of 32. A
 network's variables are `{'params': ..., 'batch_stats': ...}`; in training call
 `apply` with `mutable=['batch_stats']` to receive the new running statistics.
+To predict, `apply` takes those of `folding.fold` as well.
 """
 
 from collections.abc import Sequence
@@ -54,6 +55,8 @@ class ConvNormRelu(nn.Module):
   ) -> Float[Array, 'b h w d']:
     """Returns the activations, in the dtype of `x`."""
     kernel, conv_bias = _conv_params(self, x.shape[-1], self.features)
+    if not train and self._is_folded():
+      return nn.relu(_convolve(x, kernel, conv_bias)).astype(x.dtype)
     shape, param_dtype = (self.features,), self.param_dtype
     scale = self.param('norm_scale', _normal(1.0), shape, param_dtype)
     bias = self.param('norm_bias', nn.initializers.zeros, shape, param_dtype)
@@ -80,6 +83,11 @@ class ConvNormRelu(nn.Module):
       _keep_average(running_var, var * (n / (n - 1)))
     return y
 
+  def _is_folded(self) -> bool:
+    """Whether the variables are those of `folding.fold`."""
+    has_norm = self.has_variable('params', 'norm_scale')
+    return not has_norm and not self.is_initializing()
+
 
 class Conv(nn.Module):
   """3x3 convolution with bias; the result is float32 at least."""
@@ -92,8 +100,7 @@ class Conv(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w d']:
     """Returns the convolution of `x`."""
     kernel, bias = _conv_params(self, x.shape[-1], self.features)
-    x = conv3x3(x, kernel.astype(x.dtype))
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) + bias
+    return _convolve(x, kernel, bias)
 
 
 class ReconstructiveSubNetwork(nn.Module):
@@ -298,6 +305,12 @@ def _conv_params(module: nn.Module, inputs: int, features: int):
   kernel = module.param('kernel', _normal(0.0), shape, module.param_dtype)
   bias = module.param('bias', bias_init, (features,), module.param_dtype)
   return kernel, bias
+
+
+def _convolve(x: Array, kernel: Array, bias: Array) -> Array:
+  """Convolves in the dtype of `x`, adds the bias in float32 at least."""
+  x = conv3x3(x, kernel.astype(x.dtype))
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32)) + bias
 
 
 def _keep_average(average: nn.Variable, value: Float[Array, 'c']) -> None:

@@ -1,0 +1,57 @@
+"""Batch norm folded into the convolutions, for networks that only predict.
+
+In evaluation batch norm is linear, and so is the convolution before it: one
+convolution with another kernel and another bias does what both do.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from draem_jax import layers
+
+
+def fold(variables: Mapping[str, Any]) -> dict[str, Any]:
+  """Folds every batch norm, exactly but for the rounding of the result.
+
+  Args:
+    variables: 'params' and 'batch_stats' of `models.Draem` or of a part of it,
+      on the host.
+
+  Returns:
+    Variables for the same module with `train=False`: 'params' that hold a
+    kernel and a bias for each convolution, computed in float64 and stored in
+    the dtype that they had, and no 'batch_stats'.
+  """
+  statistics = variables.get('batch_stats', {})
+  return {'params': _fold(variables.get('params', {}), statistics)}
+
+
+def _fold(params, statistics):
+  if 'norm_scale' in params:
+    return _fold_layer(**params, **statistics)
+  return {
+    name: _fold(child, statistics.get(name, {}))
+    if isinstance(child, Mapping)
+    else child
+    for name, child in params.items()
+  }
+
+
+def _fold_layer(
+  *,
+  kernel: Float[np.ndarray, '3 3 c d'],
+  bias: Float[np.ndarray, 'd'],
+  norm_scale: Float[np.ndarray, 'd'],
+  norm_bias: Float[np.ndarray, 'd'],
+  mean: Float[np.ndarray, 'd'],
+  var: Float[np.ndarray, 'd'],
+) -> dict[str, np.ndarray]:
+  factor = np.float64(norm_scale) / np.sqrt(np.float64(var) + layers.EPSILON)
+  bias = (np.float64(bias) - mean) * factor + norm_bias
+  return {
+    'kernel': np.asarray(kernel * factor, kernel.dtype),
+    'bias': np.asarray(bias, kernel.dtype),
+  }

@@ -1,0 +1,92 @@
+"""The benchmarks, shrunken until they take seconds: they run and add up."""
+
+import json
+
+import jax
+import pytest
+
+from benchmarks import contest, cost, inference, startup, train_step
+from configs import mvtec
+from draem_jax import command
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(monkeypatch):
+  monkeypatch.setattr(command, 'use_compilation_cache', lambda: None)
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def run(benchmark, capsys, *arguments):
+  """Runs `main`; returns the table's rows by name and the record."""
+  benchmark.main(
+    ['--size=32', '--widths', '4', '2', '--rounds=1', '--seconds=0', *arguments]
+  )
+  lines = capsys.readouterr().out.splitlines()
+  rows = [line.split('|')[1].strip() for line in lines if line.startswith('|')]
+  record = json.loads(lines[-1])
+  assert record['machine']['platform'] and record['versions']['jax']
+  assert record['command'].endswith(' '.join(arguments))
+  return rows[2:], record['results']
+
+
+def test_training(capsys, monkeypatch):
+  config = mvtec.get_config('bottle,release')
+  # Ten operations take most of the time to compile.
+  config.simulator.augmentations = ('invert', 'posterize', 'solarize')
+  monkeypatch.setattr(mvtec, 'get_config', lambda _: config)
+  names, results = run(train_step, capsys, '--batch=2')
+  assert names == [train_step.WHOLE, train_step.FIXED]
+  whole, fixed = results['rows']
+  for row in whole, fixed:
+    seconds = row['milliseconds'] / 1000
+    assert row['images_per_second'] == pytest.approx(2 / seconds, rel=1e-3)
+  share = 1 - fixed['milliseconds'] / whole['milliseconds']
+  assert results['simulator_share'] == pytest.approx(share, abs=1e-3)
+
+
+def test_inference(capsys):
+  names, cases = run(inference, capsys, '--batch', '1')
+  assert names == [inference.OURS]
+  assert [case['batch'] for case in cases] == [1]
+
+
+def test_the_cost_of_an_image():
+  assert cost.multiply_adds(256, (128, 64)) == pytest.approx(197.95e9, rel=1e-4)
+  assert cost.flop(256, (128, 64), 'training') == pytest.approx(
+    1.18e12, rel=0.01
+  )
+
+
+def test_contenders_take_turns():
+  turns = []
+
+  def contender(name, seconds):
+    def run(calls):
+      turns.append((name, calls))
+      return seconds * calls
+
+    return run
+
+  timings = contest.measure(
+    {'slow': contender('slow', 0.5), 'quick': contender('quick', 0.1)},
+    rounds=2,
+    seconds=1.0,
+  )
+  assert turns[2:] == [('slow', 2), ('quick', 10)] * 2
+  assert timings['slow'].best == timings['slow'].median == 0.5
+  assert timings['quick'].calls == 10
+
+
+def test_a_peer_that_cannot_run_is_left_out(capfd):
+  peers, failed = contest.start_peers(
+    ['sideways'], task='training', size=32, widths=[4, 2], batch=1
+  )
+  assert not peers and failed == ['PyTorch, sideways']
+  assert 'sideways: exit status 1' in capfd.readouterr().err
+
+
+def test_a_start_that_fails_says_why(tmp_path):
+  with pytest.raises(RuntimeError, match='take 96'):
+    startup.measure(tmp_path, 'run', ['--config.image_size=100'])

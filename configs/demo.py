@@ -21,7 +21,7 @@ def get_config() -> config_dict.ConfigDict:
   config.image_size = 64
   config.model.reconstructive_width = 16
   config.model.discriminative_width = 8
-  config.num_steps = 1300
+  config.num_steps = 1500
   config.learning_rate = 1e-3
   config.score_window = 5
   # The camera of the demo is held about level, and so is the pavement.

@@ -32,7 +32,7 @@ def scratch(rng: np.random.Generator, scene: RgbImage) -> tuple[RgbImage, Mask]:
   # Pressed in the middle, lifted towards the ends.
   widths = rng.uniform(2.2, 3.6) * np.sqrt(1 - (1.9 * t[:, 0]) ** 2)
 
-  strength = rng.uniform(0.2, 0.9)
+  strength = rng.uniform(0.3, 0.9)
   shadow = _stroke(scene, points + [0.8, 0.8], widths)
   bottom = _stroke(scene, points - [0.3, 0.3], 0.75 * widths)
   image = _paint(scene, np.array([0.10, 0.06, 0.05]), strength * shadow)
@@ -54,7 +54,7 @@ def stain(rng: np.random.Generator, scene: RgbImage) -> tuple[RgbImage, Mask]:
   coverage = _blob(rng, scene, centre, radius, raggedness=0.3, softness=1)
   inner = ndimage.gaussian_filter(coverage, radius / 6)
   density = 0.75 + 0.12 * blotches(rng, scene, size=4) + 0.5 * (1 - inner)
-  strength = rng.uniform(0.2, 0.8)
+  strength = rng.uniform(0.3, 0.85)
   opacity = strength * np.clip(density, 0, 1) * coverage
   return np.clip(_paint(scene, scene * colour, opacity), 0, 1), coverage >= 0.5
 
@@ -104,7 +104,7 @@ def misplaced(
 ) -> tuple[RgbImage, Mask]:
   """A rectangular piece taken out and put back turned, moved and tilted."""
   centre = _place(rng, scene, margin=30)
-  half_size = rng.uniform(9, 20, 2)
+  half_size = rng.uniform(8, 18, 2)
   y, x = _pixels(scene)
   frame = rng.uniform(-0.3, 0.3)
   across = (x - centre[0]) * np.cos(frame) + (y - centre[1]) * np.sin(frame)
@@ -119,7 +119,7 @@ def misplaced(
   )
   piece = transform.warp(scene, to_centre + turn + back, mode='reflect')
   # Being tilted, it takes the light differently, and its joint is open.
-  relit = rng.uniform(0.06, 0.25) * rng.choice([-1, 1])
+  relit = rng.uniform(0.1, 0.3) * rng.choice([-1, 1])
   piece = np.clip(piece * (1 + relit), 0, 1)
   image = _paint(scene, piece, np.clip(inside + 0.5, 0, 1))
   joint = np.clip(1.5 - abs(inside - 1), 0, 1) * rng.uniform(0.1, 0.6)

@@ -94,6 +94,7 @@ def paper() -> config_dict.ConfigDict:
   config.panel_every = 1000
   config.checkpoint_every = 1000
   config.keep_checkpoints = 3
+  config.profile_steps = 0  # Of each start: traced into the workdir's profile/.
   return config
 
 

@@ -34,6 +34,7 @@ def check(config: Mapping[str, Any]) -> None:
   _demand(config, 'score_window', lambda v: v > 0 and v % 2, 'take an odd one')
   if config['num_steps'] < 0 or config['num_epochs'] < 0:
     raise UserError('config.num_steps and config.num_epochs: take 0 or more')
+  _demand(config, 'profile_steps', lambda value: value >= 0, 'take 0 or more')
   _demand(config, 'learning_rate', lambda value: value > 0, 'take more than 0')
   for name in (
     'eval.mask_threshold',

@@ -12,7 +12,15 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
 
-from draem_jax import checkpoint, draw, figures, interrupt, models, sharding
+from draem_jax import (
+  checkpoint,
+  draw,
+  figures,
+  interrupt,
+  models,
+  profiling,
+  sharding,
+)
 from draem_jax import workdir as workdir_lib
 from draem_jax import writer as writer_lib
 from draem_jax.errors import UserError
@@ -238,11 +246,19 @@ def train(
       num_steps=trainer.num_steps,
       batch_size=config['batch_size'],
     )
+  profiler = profiling.Profiler(
+    workdir / 'profile',
+    steps=config['profile_steps'],
+    first=first + 1,
+    last=trainer.num_steps,
+  )
   pending = []
   try:
     with interrupt.SignalWatch() as watch:
       for step in range(first + 1, trainer.num_steps + 1):
-        state, metrics = trainer.step(state, step - 1)
+        with profiler.before(step):
+          state, metrics = trainer.step(state, step - 1)
+        profiler.after(step, state)
         pending.append(metrics)
         last = step == trainer.num_steps
         # Looked at once a step: a signal may come at any line of it.
@@ -264,6 +280,7 @@ def train(
           raise interrupt.Interrupted(step, stop)
     checkpointer.wait()
   finally:
+    profiler.close()
     if writer:
       writer.close()
     checkpointer.close()

@@ -24,6 +24,7 @@ _FREE_FIELDS = (
   'keep_checkpoints',
   'log_every',
   'panel_every',
+  'profile_steps',
   'score_window',
 )
 

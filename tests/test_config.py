@@ -19,6 +19,7 @@ def test_the_presets_pass(preset):
     ('image_size', 0, 'take 32'),
     ('batch_size', 0, '1 or more'),
     ('num_steps', -1, '0 or more'),
+    ('profile_steps', -1, '0 or more'),
     ('learning_rate', 0.0, 'more than 0'),
     ('score_window', 4, 'odd'),
     ('dtype', 'float16', 'float32, bfloat16'),

@@ -1,6 +1,7 @@
 """The real command, shrunken: what it leaves, how it stops and goes on."""
 
 import csv
+import gzip
 import json
 import os
 import pathlib
@@ -71,7 +72,8 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory, cache):
   folder = tmp_path_factory.mktemp('whole') / 'run'
-  status, out, err = finish(folder, cache, *FLAGS)
+  # Others go on without the trace and end in the same bytes.
+  status, out, err = finish(folder, cache, *FLAGS, '--config.profile_steps=2')
   assert status == 0, err
   return folder, out
 
@@ -105,6 +107,11 @@ def test_every_file_is_there(whole):
   ]
   assert steps == list(range(1, STEPS + 1))
   assert list((folder / 'tensorboard').glob('events*'))
+  (trace,) = (folder / 'profile').rglob('*.trace.json.gz')
+  with gzip.open(trace) as file:
+    events = json.load(file)['traceEvents']
+  traced = [e['args']['step_num'] for e in events if e.get('name') == 'train']
+  assert traced == ['11', '12']
 
 
 def test_stopped_and_killed_it_ends_in_the_same_bytes(whole, cache, tmp_path):

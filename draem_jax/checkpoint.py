@@ -5,9 +5,13 @@ crash leaves at most a temporary folder that nothing reads. A checkpoint whose
 files were damaged afterwards is reported and passed over for the one before.
 """
 
+import contextlib
+import errno
 import logging
+import os
 import pathlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,6 +40,7 @@ class Checkpointer:
       handler: how a state is laid out on disk; orbax's standard by default.
     """
     self.folder = pathlib.Path(folder).absolute()
+    self._keep = keep
     self._manager = ocp.CheckpointManager(
       self.folder,
       item_handlers=handler or ocp.StandardCheckpointHandler(),
@@ -48,16 +53,44 @@ class Checkpointer:
       ),
     )
 
+  def check_room(self, state: Any, *, saves: int = 1) -> None:
+    """Raises a `UserError` if the disk has no room for checkpoints to come.
+
+    Args:
+      state: what they will hold, or its shapes.
+      saves: how many there will be. No more than `keep` stay, and one more is
+        there while the next is written.
+    """
+    leaves = jax.tree.leaves(state)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    if self._keep is not None:
+      saves = min(saves, max(self._keep + 1 - len(self.steps()), 1))
+    free = shutil.disk_usage(self.folder).free
+    if saves * size > free:
+      raise UserError(
+        f'{self.folder} has {free / 2**20:,.0f} MiB of free space, where'
+        f' {saves * size / 2**20:,.0f} MiB of checkpoints are to come: make'
+        ' room, lower config.keep_checkpoints, or take another --workdir'
+      )
+
   def save(self, step: int, state: Any) -> None:
-    """Starts to save `state`; returns once it was copied off the devices."""
-    if step in self._manager.all_steps():
-      # Only a checkpoint that was passed over as damaged is met again.
-      self._manager.delete(step)
-    self._manager.save(step, args=ocp.args.StandardSave(state))
+    """Starts to save `state`; returns once it was copied off the devices.
+
+    Raises:
+      UserError: if there is no room on the disk, for this one or for one that
+        was started before.
+    """
+    with self._naming_a_full_disk():
+      if step in self._manager.all_steps():
+        # Only a checkpoint that was passed over as damaged is met again.
+        self._manager.delete(step)
+      self.check_room(state)
+      self._manager.save(step, args=ocp.args.StandardSave(state))
 
   def wait(self) -> None:
     """Returns when every save that was started is on disk."""
-    self._manager.wait_until_finished()
+    with self._naming_a_full_disk():
+      self._manager.wait_until_finished()
 
   def steps(self) -> list[int]:
     """The steps that have a complete checkpoint, oldest first."""
@@ -103,7 +136,24 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits for saves under way and releases the manager's threads."""
-    self._manager.close()
+    with self._naming_a_full_disk():
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _naming_a_full_disk(self) -> Iterator[None]:
+    """Orbax wraps what the system said; the words are still in it."""
+    try:
+      yield
+    except Exception as error:
+      known = (os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
+      if isinstance(error, UserError) or not any(
+        w in str(error) for w in known
+      ):
+        raise
+      raise UserError(
+        f'{self.folder}: a checkpoint could not be written, for the disk is'
+        ' full: make room, and the same command goes on from the one before'
+      ) from error
 
   def _check_shapes(self, step: int, abstract_state: Any) -> None:
     found = _shapes(self._manager.item_metadata(step))

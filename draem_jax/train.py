@@ -222,7 +222,7 @@ def train(
   Raises:
     interrupt.Interrupted: on SIGTERM or SIGINT, once the state is saved.
     UserError: if a loss is not finite; the message names the step and the
-      last good checkpoint.
+      last good checkpoint. If the disk has no room for the checkpoints.
   """
   config, workdir = trainer.config, pathlib.Path(workdir)
   checkpointer = checkpoint.Checkpointer(
@@ -238,6 +238,8 @@ def train(
     )
   if restored:
     _log.info('going on from %s', checkpointer.folder / str(first))
+  saves = -(-(trainer.num_steps - first) // config['checkpoint_every'])
+  checkpointer.check_room(state, saves=saves)
   writer = None
   if sharding.is_main_process():
     writer = writer_lib.Writer(

@@ -1,3 +1,5 @@
+import shutil
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -99,3 +101,39 @@ def test_the_networks_alone_are_restored(tmp_path):
   np.testing.assert_array_equal(variables['params']['conv']['kernel'], 2.0)
   with pytest.raises(UserError, match='does not exist'):
     checkpoint.restore_variables(tmp_path / 'none', shapes)
+
+
+def test_a_disk_too_small_is_named_before_anything_is_written(
+  tmp_path, monkeypatch
+):
+  checkpointer = checkpoint.Checkpointer(tmp_path, keep=2)
+  state = make_state(1)
+  size = 4 + 4 * 6 + 4 * 4
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(
+    shutil, 'disk_usage', lambda path: usage._replace(free=2 * size)
+  )
+  checkpointer.check_room(state, saves=2)
+  with pytest.raises(UserError, match='config.keep_checkpoints'):
+    checkpointer.check_room(state, saves=9)  # Of which three at a time.
+  checkpointer.save(1, state)
+  checkpointer.wait()
+  checkpointer.check_room(state, saves=9)
+  monkeypatch.setattr(
+    shutil, 'disk_usage', lambda path: usage._replace(free=size - 1)
+  )
+  with pytest.raises(UserError, match='make room'):
+    checkpointer.save(2, state)
+  assert checkpointer.steps() == [1]
+  checkpointer.close()
+
+
+def test_a_disk_that_fills_while_it_is_written_is_named(tmp_path, monkeypatch):
+  checkpointer = checkpoint.Checkpointer(tmp_path, keep=2)
+
+  def fail(*args, **kwargs):
+    raise ValueError('RESOURCE_EXHAUSTED: ... No space left on device')
+
+  monkeypatch.setattr(checkpointer._manager, 'wait_until_finished', fail)
+  with pytest.raises(UserError, match='the disk is full'):
+    checkpointer.wait()

@@ -58,3 +58,21 @@ def test_presets_differ_in_values_only():
   assert release['simulator']['rotation_probability'] == 0.3
   with pytest.raises(ValueError, match='unknown preset'):
     mvtec.get_config('bottle,fast')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'holdout'),
+  [
+    ('bottle', 0),
+    ('all', 0),
+    ('widgets', 0.1),
+    ('widgets,paper', 0),
+    ('widgets,release', 0),
+  ],
+)
+def test_only_a_category_without_published_figures_holds_out(
+  arguments, holdout
+):
+  from configs import mvtec
+
+  assert mvtec.get_config(arguments).eval.holdout == holdout

@@ -113,7 +113,7 @@ def _resample(x: Array, axis: int, indices, weights) -> Array:
   dtype = jnp.promote_types(x.dtype, jnp.float32)
   shape = np.where(np.arange(x.ndim) == axis, -1, 1)
   total = sum(
-    jnp.asarray(w.reshape(shape), dtype) * jnp.take(x, i, axis=axis).astype(dtype)
+    jnp.asarray(w.reshape(shape), dtype) * jnp.take(x, i, axis).astype(dtype)
     for i, w in zip(indices, weights, strict=True)
   )
   return total.astype(x.dtype)
@@ -128,11 +128,17 @@ def _upsample_taps(size: int) -> tuple[np.ndarray, np.ndarray]:
   return np.stack([low, high]), np.stack([1 - weight, weight])
 
 
-def _upsample_transpose_taps(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the same as `[4 size]` for the transposed map: at most 4 taps."""
+def upsample_matrix(size: int) -> Float[np.ndarray, '2*size size']:
+  """The matrix that doubles a line as `upsample` does, in float64."""
   matrix = np.zeros((2 * size, size))
   for source, weight in zip(*_upsample_taps(size), strict=True):
     np.add.at(matrix, (np.arange(2 * size), source), weight)
+  return matrix
+
+
+def _upsample_transpose_taps(size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the same as `[4 size]` for the transposed map: at most 4 taps."""
+  matrix = upsample_matrix(size)
   pixel = np.arange(size)
   target = 2 * pixel + np.array([-1, 0, 1, 2])[:, None]
   inside = (target >= 0) & (target < 2 * size)

@@ -251,15 +251,15 @@ def image_score(
   height, width = anomaly_map.shape[-2:]
   means = jnp.einsum(
     'ih,...hw,jw->...ij',
-    _window_mean(height, window, anomaly_map.dtype),
+    window_mean(height, window, anomaly_map.dtype),
     anomaly_map,
-    _window_mean(width, window, anomaly_map.dtype),
+    window_mean(width, window, anomaly_map.dtype),
     precision=lax.Precision.HIGHEST,
   )
   return means.max(axis=(-2, -1))
 
 
-def _window_mean(size: int, window: int, dtype: DTypeLike) -> Array:
+def window_mean(size: int, window: int, dtype: DTypeLike) -> Array:
   """Returns the matrix `[size size]` that averages a line over a window."""
   distance = np.abs(np.arange(size)[:, None] - np.arange(size))
   return jnp.asarray((distance <= window // 2) / window, dtype)

@@ -29,19 +29,24 @@ _FREE_FIELDS = (
 )
 
 
-def write_text(path: str | pathlib.Path, text: str) -> None:
+def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
   """Writes a file whole or not at all, its folder included."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
   try:
-    with os.fdopen(handle, 'w', encoding='utf-8') as file:
-      file.write(text)
+    with os.fdopen(handle, 'wb') as file:
+      file.write(content)
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
   except BaseException:
     pathlib.Path(temporary).unlink(missing_ok=True)
     raise
+
+
+def write_text(path: str | pathlib.Path, text: str) -> None:
+  """Writes `text` as UTF-8, whole or not at all."""
+  write_bytes(path, text.encode())
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> None:

@@ -10,8 +10,9 @@ import pytest
 from small import random_images
 from untrained import write_workdir
 
-from draem_jax import export, import_torch
+from draem_jax import import_torch
 from draem_jax.detector import Detector
+from draem_jax.export import stablehlo, torch
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
@@ -42,9 +43,7 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize('channel_order', import_torch.CHANNEL_ORDERS)
 def test_torch_files_hold_the_same_bits(tmp_path, detector, channel_order):
-  export.write_torch(
-    detector, tmp_path, channel_order=channel_order, category='pens'
-  )
+  torch.write(detector, tmp_path, channel_order=channel_order, category='pens')
   found = import_torch.load_torch_checkpoint(
     tmp_path / 'DRAEM_pens_.pckl',
     tmp_path / 'DRAEM_pens__seg.pckl',
@@ -78,17 +77,18 @@ def test_a_published_pair_goes_through_a_workdir_and_back(tmp_path):
 @pytest.mark.parametrize('channel_order', import_torch.CHANNEL_ORDERS)
 def test_stablehlo_is_the_detector(tmp_path, detector, channel_order):
   pytest.importorskip('flatbuffers', reason='JAX saves programs with it')
-  lines = export.write_stablehlo(
+  lines = stablehlo.write(
     detector, tmp_path, channel_order=channel_order, category='pens'
   )
   assert 'largest difference' in lines[-1]
+  assert float(lines[-1].split()[-1]) < 1e-5
   exported = jax.export.deserialize(
     bytearray((tmp_path / 'detector.stablehlo').read_bytes())
   )
   assert exported.platforms == ('cpu', 'cuda', 'tpu')
-  for count in (1, 3):
-    images = random_images(count, 32)
-    expected = detector.score_all(images)
+  for count, height, width in ((1, 32, 32), (3, 90, 61)):
+    images = random_images(count, 96)[:, :height, :width]
+    expected = detector(images)
     if channel_order == 'bgr':
       images = images[..., ::-1]
     anomaly_map, score = exported.call(images)
@@ -104,7 +104,7 @@ def test_stablehlo_is_the_detector(tmp_path, detector, channel_order):
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    ({'format': 'caffe'}, 'value should be one of <torch|stablehlo>'),
+    ({'format': 'caffe'}, 'value should be one of <torch|stablehlo|onnx>'),
     ({'workdir': 'nowhere'}, 'nowhere/config.json does not exist'),
     ({'output': __file__}, 'is a file: name a folder'),
     ({'output': ''}, '--output is missing'),

@@ -48,7 +48,7 @@ def largest_differences(found, expected):
 def test_folded_networks_say_the_same(variables, images):
   found = fidelity_networks.evaluate(folding.fold(variables), images)
   expected = fidelity_networks.evaluate(variables, images)
-  # What rounding in float32 adds up to over 41 layers.
+  # What rounding in float32 adds up to over 51 convolutions.
   assert max(largest_differences(found, expected).values()) < 3e-5
 
 

@@ -1,0 +1,1 @@
+"""Writers of a trained detector for other programs, one for each format."""

@@ -1,0 +1,71 @@
+"""The command that writes a trained detector for other programs.
+
+python -m draem_jax.export --workdir=runs/bottle --format=onnx --output=out/
+
+`torch` is the pair of state dicts of the PyTorch release. `stablehlo` and
+`onnx` are whole detectors: from images of any size to maps and scores.
+"""
+
+import pathlib
+from collections.abc import Callable
+
+from absl import app, flags
+
+from draem_jax import command, import_torch
+from draem_jax import workdir as workdir_lib
+from draem_jax.detector import Detector
+from draem_jax.errors import UserError
+from draem_jax.export import onnx, stablehlo, torch
+
+# A writer and the order of channels that its users expect.
+FORMATS: dict[str, tuple[Callable[..., list[str]], str]] = {
+  'torch': (torch.write, 'bgr'),
+  'stablehlo': (stablehlo.write, 'rgb'),
+  'onnx': (onnx.write, 'rgb'),
+}
+
+
+def main(argv: list[str]) -> None:
+  """Writes the run that the flags name in the format that they name."""
+  if len(argv) > 1:
+    raise UserError(f'unknown argument {argv[1]!r}: flags begin with --')
+  given = flags.FLAGS
+  for name in ('workdir', 'format', 'output'):
+    if not given[name].value:
+      raise UserError(f'--{name} is missing: see --help')
+  workdir, output = (
+    pathlib.Path(path).expanduser() for path in (given.workdir, given.output)
+  )
+  detector = Detector.load(workdir)
+  category = workdir_lib.read_config(workdir).get('category', 'model')
+  if output.exists() and not output.is_dir():
+    raise UserError(f'--output={output} is a file: name a folder')
+  output.mkdir(parents=True, exist_ok=True)
+  write, channel_order = FORMATS[given.format]
+  for line in write(
+    detector,
+    output,
+    channel_order=given.channel_order or channel_order,
+    category=category,
+  ):
+    print(line)
+
+
+def run() -> None:
+  """The console entry point."""
+  # Not where the module is imported, for other commands have such flags, too.
+  flags.DEFINE_string('workdir', None, 'Folder of the trained run.')
+  flags.DEFINE_enum('format', None, list(FORMATS), 'What to write.')
+  flags.DEFINE_string('output', None, 'Folder to write to.')
+  flags.DEFINE_enum(
+    'channel_order',
+    None,
+    import_torch.CHANNEL_ORDERS,
+    'Of the images that what is written shall expect; by default bgr for torch,'
+    ' as the release feeds them, and rgb for others.',
+  )
+  app.run(command.wrap(main), flags_parser=command.parse_flags)
+
+
+if __name__ == '__main__':
+  run()

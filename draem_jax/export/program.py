@@ -1,0 +1,143 @@
+"""A detector as one function of images of any size, preprocessing included.
+
+What the detector does on the host and on the device, in operations that take
+height and width as they come when the program runs.
+"""
+
+import importlib.metadata
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Num, UInt8
+
+from draem_jax import models
+from draem_jax.detector import Detector, resize_map
+
+INPUT = 'images'
+OUTPUTS = ('anomaly_map', 'score')
+
+Program = Callable[[UInt8[Array, 'b h w 3']], tuple[Array, Array]]
+
+
+def make_program(
+  networks: Callable[[Float[Array, 'b s s 3']], Float[Array, 'b s s 2']],
+  detector: Detector,
+  *,
+  channel_order: str,
+  image_score: Callable[..., Float[Array, 'b']] = models.image_score,
+) -> Program:
+  """Puts preprocessing, networks, map and score in a row.
+
+  Args:
+    networks: from prepared images in [0, 1] to logits.
+    detector: which else the program shall do as.
+    channel_order: of the images that the program shall expect.
+    image_score: `models.image_score` or the same in other operations.
+
+  Returns:
+    A function of images, uint8 [b h w 3], that returns the anomaly map
+    [b h w] and the score [b], both in [0, 1]. It can be traced with symbolic
+    b, h and w.
+  """
+  size, window = detector.image_size, detector.score_window
+
+  def predict(images):
+    _, height, width, _ = images.shape
+    if channel_order == 'bgr':
+      images = jnp.take(images, np.array([2, 1, 0]), axis=3)
+    prepared = jnp.floor(resize(images, (size, size)) + 0.5)
+    anomaly_map = models.anomaly_map(networks(prepared / 255))
+    score = image_score(anomaly_map, window=window)
+    return resize(anomaly_map, (height, width)), score
+
+  return predict
+
+
+def symbolic_images() -> jax.ShapeDtypeStruct:
+  """What programs are traced with: any number of images of any size."""
+  shape = jax.export.symbolic_shape('b, h, w, 3')
+  return jax.ShapeDtypeStruct(shape, jnp.uint8)
+
+
+def resize(
+  x: Num[Array, 'b h w *c'], size: tuple[int, int]
+) -> Float[Array, 'b h2 w2 *c']:
+  """Resizes as `images.resize_bilinear` does, but does not round.
+
+  Args:
+    x: what to resize; its shape may be symbolic.
+    size: height and width of the result; may be symbolic.
+  """
+  for axis in (2, 1):
+    lower, upper, weight = _neighbours(x.shape[axis], size[axis - 1])
+    a, b = (
+      jnp.take(x, index, axis=axis).astype(jnp.float32)
+      for index in (lower, upper)
+    )
+    weight = lax.expand_dims(weight, range(1, x.ndim - axis))
+    x = a + (b - a) * weight
+  return x
+
+
+def _neighbours(old: int, new: int) -> tuple[Array, Array, Array]:
+  """Indices of the two pixels between which each new pixel lies; its weight."""
+  # In integers, counted in parts of a pixel, 2 * new of them in each: float32
+  # would round positions, and now and then a prepared image to another level.
+  pixel = lax.broadcasted_iota(jnp.int32, (new,), 0)
+  parts = jnp.zeros_like(pixel) + 2 * new
+  position = (2 * pixel + 1) * old - new
+  position = jnp.minimum(jnp.maximum(position, 0), (old - 1) * parts)
+  lower = lax.div(position, parts)
+  remainder = position - lower * parts
+  weight = remainder.astype(jnp.float32) / parts.astype(jnp.float32)
+  return lower, jnp.minimum(lower + 1, old - 1), weight
+
+
+def describe(
+  detector: Detector, *, channel_order: str, category: str
+) -> dict[str, Any]:
+  """What the user of a program must know to decide by it."""
+  thresholds = detector.thresholds
+  return {
+    'category': category,
+    'channel_order': channel_order,
+    'image_size': detector.image_size,
+    'score_window': detector.score_window,
+    'image_threshold': thresholds and thresholds.image,
+    'pixel_threshold': thresholds and thresholds.pixel,
+    'draem_jax_version': importlib.metadata.version('draem_jax'),
+  }
+
+
+def largest_difference(
+  detector: Detector,
+  run: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+  *,
+  channel_order: str,
+) -> float:
+  """Of map and score to the detector's, on two images of random pixels.
+
+  Args:
+    detector: what `run` was made of.
+    run: takes images, returns maps and scores.
+    channel_order: of the images that `run` expects.
+  """
+  height, width = 3 * detector.image_size // 2, detector.image_size + 5
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (2, height, width, 3), np.uint8)
+  expected = detector.with_batch_size(2).score_all(
+    np.stack([detector.prepare(image) for image in images])
+  )
+  if channel_order == 'bgr':
+    images = np.ascontiguousarray(images[..., ::-1])
+  anomaly_map, score = run(images)
+  differences = [
+    np.abs(np.asarray(found) - resize_map(each, (height, width))).max()
+    for found, each in zip(anomaly_map, expected.anomaly_map, strict=True)
+  ]
+  return float(max(*differences, np.abs(score - expected.score).max()))

@@ -1,0 +1,75 @@
+"""A detector as a StableHLO program, which JAX alone runs."""
+
+import pathlib
+
+import jax
+import jax.export
+
+from draem_jax import workdir
+from draem_jax.detector import Detector
+from draem_jax.errors import UserError
+from draem_jax.export import program
+
+PROGRAM_FILE = 'detector.stablehlo'
+DESCRIPTION_FILE = 'detector.json'
+_PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+
+def write(
+  detector: Detector, output: pathlib.Path, *, channel_order: str, category: str
+) -> list[str]:
+  """Writes the program for CPUs, NVIDIA GPUs and TPUs, and a description.
+
+  Args:
+    detector: what to write.
+    output: the folder to write to.
+    channel_order: of the images that the program shall expect.
+    category: what the detector was trained on.
+
+  Returns:
+    Lines that say what was written and how far it is from the detector.
+
+  Raises:
+    UserError: if `flatbuffers` is not installed.
+  """
+  exported = trace(detector, channel_order=channel_order)
+  try:
+    serialized = exported.serialize()
+  except ImportError as error:
+    raise UserError(
+      '--format=stablehlo needs flatbuffers: pip install flatbuffers'
+    ) from error
+  difference = program.largest_difference(
+    detector,
+    jax.export.deserialize(serialized).call,
+    channel_order=channel_order,
+  )
+  description = program.describe(
+    detector, channel_order=channel_order, category=category
+  )
+  description |= {
+    'platforms': _PLATFORMS,
+    'jax_version': jax.__version__,
+    'calling_convention_version': exported.calling_convention_version,
+  }
+  workdir.write_bytes(output / PROGRAM_FILE, serialized)
+  workdir.write_json(output / DESCRIPTION_FILE, description)
+  return [
+    f'program:     {output / PROGRAM_FILE}',
+    f'description: {output / DESCRIPTION_FILE}',
+    f'largest difference to the detector: {difference:.0e}',
+  ]
+
+
+def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
+  """The program, for any number of images of any size."""
+
+  def networks(images):
+    return detector.model.apply(detector.folded, images, train=False).logits
+
+  predict = program.make_program(
+    networks, detector, channel_order=channel_order
+  )
+  return jax.export.export(jax.jit(predict), platforms=_PLATFORMS)(
+    program.symbolic_images()
+  )

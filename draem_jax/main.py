@@ -58,7 +58,8 @@ def main(argv: list[str]) -> None:
       report.write_comparison(workdir / 'report.html', rows)
     print(results.format_table(rows))
     print(f'results:  {workdir}')
-    print(f'pictures: {workdir / "figures"}')
+    folder = '<category>/figures' if category == 'all' else 'figures'
+    print(f'pictures: {workdir / folder}')
     print(f'report:   {workdir / "report.html"}')
 
 

@@ -73,7 +73,7 @@ def serialize(
     jax2onnx, onnx = map(importlib.import_module, ('jax2onnx', 'onnx'))
   except ImportError as error:
     raise UserError(
-      f"--format=onnx needs {error.name}: pip install 'draem_jax[onnx]'"
+      f'--format=onnx needs {error.name}: pip install jax2onnx'
     ) from error
   # It warns of each shape that it leaves to the runtime.
   logging.getLogger('onnx_ir').setLevel(logging.ERROR)

@@ -7,6 +7,7 @@ OpenCV or PIL), its rounding or truncation included, and returns to the grid.
 
 import dm_pix
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from draem_jax.simulator import rotation
@@ -211,7 +212,7 @@ def autocontrast_table(image: Image, *, cutoff: Scalar) -> Table:
   histogram = _histogram(image)
   num_pixels = image.shape[0] * image.shape[1]
   left_out = jnp.floor(num_pixels * cutoff / 100).astype(jnp.int32)
-  up_to = jnp.cumsum(histogram, axis=0)
+  up_to = _running_sum(histogram)
   down_to = num_pixels - up_to + histogram
   lowest = jnp.argmax(up_to > left_out, axis=0)
   highest = 255 - jnp.argmax(down_to[::-1] > left_out, axis=0)
@@ -226,7 +227,7 @@ def equalize_table(image: Image) -> Table:
   """What `equalize` makes of each value."""
   histogram = _histogram(image)
   num_pixels = image.shape[0] * image.shape[1]
-  below = jnp.cumsum(histogram, axis=0) - histogram
+  below = _running_sum(histogram) - histogram
   # What is white already does not count for the steps.
   step = (num_pixels - histogram[-1]) // 255
   equalized = (below + step // 2) // jnp.maximum(step, 1)
@@ -246,6 +247,11 @@ def _histogram(image: Image) -> Int[Array, '256 3']:
   indices = _levels(image).astype(jnp.int32) * 3 + jnp.arange(3)
   counts = jnp.zeros(256 * 3, jnp.int32)
   return counts.at[indices].add(1, mode='promise_in_bounds').reshape(256, 3)
+
+
+def _running_sum(histogram: Int[Array, '256 3']) -> Int[Array, '256 3']:
+  # By halves: jnp.cumsum may become a loop, which an accelerator waits for.
+  return lax.associative_scan(jnp.add, histogram)
 
 
 def _levels(image):

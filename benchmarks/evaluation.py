@@ -10,12 +10,6 @@ and one JSON line.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
-import shlex
-import sys
 import time
 
 import numpy as np
@@ -24,7 +18,7 @@ import sklearn
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from benchmarks import machine
+from benchmarks import record
 from draem_jax import metrics
 
 METRICS = ('image_auroc', 'image_ap', 'pixel_auroc', 'pixel_ap')
@@ -129,24 +123,18 @@ def main():
       ),
     }
   print_table(cases)
-  print(
-    json.dumps(
-      {
-        'benchmark': 'evaluation',
-        'images': options.good + options.anomalous,
-        'size': options.size,
-        'cases': cases,
-        'machine': {'cpu': machine.processor(), 'cores': os.cpu_count()},
-        'versions': {
-          'python': platform.python_version(),
-          'numpy': np.__version__,
-          'scikit-image': skimage.__version__,
-          'scikit-learn': sklearn.__version__,
-        },
-        'command': shlex.join(['python', *sys.argv]),
-        'date': datetime.date.today().isoformat(),
-      }
-    )
+  record.print_record(
+    'evaluation',
+    {
+      'images': options.good + options.anomalous,
+      'size': options.size,
+      'cases': cases,
+    },
+    versions={
+      'numpy': np.__version__,
+      'scikit-image': skimage.__version__,
+      'scikit-learn': sklearn.__version__,
+    },
   )
 
 

@@ -7,20 +7,13 @@ training. The best of several rounds counts. Prints a table and one JSON line.
 """
 
 import argparse
-import datetime
 import functools
-import json
-import os
-import platform
-import shlex
-import sys
 import time
 
 import jax
-import jaxlib
 import numpy as np
 
-from benchmarks import machine
+from benchmarks import record
 from configs import mvtec
 from draem_jax.data import textures as texture_files
 from draem_jax.simulator import simulate
@@ -109,30 +102,7 @@ def main():
     for size in options.image_size
   ]
   print_table(results)
-  device = jax.devices()[0]
-  print(
-    json.dumps(
-      {
-        'benchmark': 'simulator',
-        'results': results,
-        'machine': {
-          'device': device.device_kind,
-          'platform': device.platform,
-          'processor': machine.processor(),
-          'cores': os.cpu_count(),
-        },
-        'versions': {
-          'python': platform.python_version(),
-          'jax': jax.__version__,
-          'jaxlib': jaxlib.__version__,
-        },
-        'command': shlex.join(
-          ['python', '-m', 'benchmarks.simulator', *sys.argv[1:]]
-        ),
-        'date': datetime.date.today().isoformat(),
-      }
-    )
-  )
+  record.print_record('simulator', results)
 
 
 if __name__ == '__main__':

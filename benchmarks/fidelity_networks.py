@@ -1,5 +1,7 @@
 """How near networks, losses and training come to the release's golden arrays.
 
+What is compared is the code that trains: `train_step.make_update`.
+
 Each `..._cases` yields what was computed here beside what the release computed;
 tests bound the differences and `benchmarks.fidelity` tabulates them.
 """
@@ -12,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from draem_jax import import_torch, losses, models
+from draem_jax import import_torch, losses, models, train, train_step
+from draem_jax.simulator.simulate import Example
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'tests' / 'golden'
 WIDTHS = import_torch.Widths(4, 2)
@@ -61,70 +63,48 @@ def evaluate(variables, image, dtype=None) -> models.DraemOutput:
   return model.apply(variables, image, train=False)
 
 
-@functools.partial(jax.jit, static_argnames='dtype')
-def train_step(params, batch_stats, batch, dtype=None):
-  """Differentiates the release's loss.
-
-  Args:
-    params: of the networks.
-    batch_stats: their running statistics.
-    batch: augmented image, image and mask.
-    dtype: of the computation; that of the parameters if None.
-
-  Returns:
-    Output, new running statistics, losses and gradients.
-  """
-  augmented, image, mask = batch
-
-  def loss_fn(params):
-    output, updates = models.Draem(*WIDTHS, dtype=dtype).apply(
-      {'params': params, 'batch_stats': batch_stats},
-      augmented,
-      train=True,
-      mutable=['batch_stats'],
-    )
-    terms = losses.draem_loss(output, image, mask, data_range='from_batch')
-    return terms.total, (output, updates['batch_stats'], terms)
-
-  (_, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(params)
-  return (*aux, gradients)
-
-
-@jax.jit
-def _update(gradients, state, params):
-  updates, state = optax.adam(1e-3).update(gradients, state, params)
-  return optax.apply_updates(params, updates), state
-
-
-def golden_batch(golden: Mapping[str, np.ndarray], step: int):
-  """Augmented image, image and mask of a golden training step, float32."""
-  return (
-    golden['train/augmented'][step],
-    golden['train/image'][step],
-    golden['train/mask'][step, ..., 0].astype(np.float32),
+def golden_example(golden: Mapping[str, np.ndarray], step: int) -> Example:
+  """The batch of a golden training step, float32."""
+  return Example(
+    augmented=golden['train/augmented'][step],
+    image=golden['train/image'][step],
+    mask=golden['train/mask'][step, ..., 0].astype(np.float32),
   )
 
 
 def train_in_float64(
   golden: Mapping[str, np.ndarray], variables: Mapping[str, Any]
 ) -> list[Step]:
-  """Takes the golden steps of Adam in float64."""
+  """Takes the golden steps of Adam in float64, by the step that trains."""
   steps = []
+  model = models.Draem(*WIDTHS, param_dtype=jnp.float64)
+  optimizer = train.make_optimizer(lambda step: 1e-3)
+  options = {'data_range': 'from_batch'}
+  look = jax.jit(
+    functools.partial(train_step.loss_and_gradients, model, **options)
+  )
+  update = jax.jit(train_step.make_update(model, optimizer, **options))
   with jax.enable_x64(True):
-    params, batch_stats = jax.tree.map(
-      lambda x: jnp.asarray(x, jnp.float64),
-      (variables['params'], variables['batch_stats']),
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
+    state = train_step.TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=variables['params'],
+      batch_stats=variables['batch_stats'],
+      opt_state=optimizer.init(variables['params']),
     )
-    state = optax.adam(1e-3).init(params)
     for number in range(NUM_STEPS):
-      batch = [x.astype(np.float64) for x in golden_batch(golden, number)]
-      output, batch_stats, terms, gradients = train_step(
-        params, batch_stats, batch
-      )
-      params, state = _update(gradients, state, params)
+      example = jax.tree.map(np.float64, golden_example(golden, number))
+      terms, seen, gradients = look(state.variables, example)
+      state, logged = update(state, example)
       steps.append(
-        Step(*jax.device_get((output, batch_stats, terms, gradients, params)))
+        Step(
+          *jax.device_get(
+            (seen.output, state.batch_stats, terms, gradients, state.params)
+          )
+        )
       )
+      if logged['loss'] != terms.total:
+        raise ValueError('the step that trains reports another loss')
   return steps
 
 

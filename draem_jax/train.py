@@ -64,7 +64,7 @@ def save_imported(
   workdir = pathlib.Path(workdir)
   if (workdir / 'config.json').exists():
     raise UserError(f'{workdir} holds a run already: take another --workdir')
-  optimizer = optax.adam(lambda step: 0.0)
+  optimizer = make_optimizer(lambda step: 0.0)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
@@ -98,6 +98,11 @@ def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
   )
 
 
+def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
+  """Adam with PyTorch's defaults, as the release uses it."""
+  return optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)
+
+
 class Trainer:
   """One run: its data on the devices, its compiled step, its state."""
 
@@ -123,7 +128,7 @@ class Trainer:
     self.model = make_model(config)
     self.num_steps = count_steps(config, len(images))
     self.schedule = make_schedule(config, self.num_steps)
-    self.optimizer = optax.adam(self.schedule)
+    self.optimizer = make_optimizer(self.schedule)
     self.images, self.textures = images, textures
     self._draw = jax.jit(self._draw_batch)
     step = make_train_step(

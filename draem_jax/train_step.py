@@ -1,7 +1,7 @@
 """The train state and the step that turns it into the next one."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -115,7 +115,7 @@ def make_update(
   *,
   data_range: str,
 ) -> Callable[..., tuple[TrainState, dict[str, Float[Array, '']]]]:
-  """The part of the step behind the simulator: networks, loss, optimiser.
+  """The part of the step behind the simulator: networks, loss, optimizer.
 
   Args:
     model: the networks.
@@ -130,20 +130,8 @@ def make_update(
   def update(
     state: TrainState, example: simulate.Example
   ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
-    def loss_fn(params: PyTree) -> tuple[Float[Array, ''], Any]:
-      output, updates = model.apply(
-        {'params': params, 'batch_stats': state.batch_stats},
-        example.augmented,
-        train=True,
-        mutable=['batch_stats'],
-      )
-      loss = losses.draem_loss(
-        output, example.image, example.mask, data_range=data_range
-      )
-      return loss.total, (loss, updates['batch_stats'])
-
-    gradients, (loss, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-      state.params
+    loss, seen, gradients = loss_and_gradients(
+      model, state.variables, example, data_range=data_range
     )
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
@@ -151,7 +139,7 @@ def make_update(
     state = TrainState(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
-      batch_stats=batch_stats,
+      batch_stats=seen.batch_stats,
       opt_state=opt_state,
     )
     return state, {
@@ -162,3 +150,48 @@ def make_update(
     }
 
   return update
+
+
+class Seen(NamedTuple):
+  """What the networks made of a batch in training mode."""
+
+  output: models.DraemOutput
+  batch_stats: PyTree[Float[Array, '...']]
+
+
+def loss_and_gradients(
+  model: models.Draem,
+  variables: Mapping[str, Any],
+  example: simulate.Example,
+  *,
+  data_range: str,
+) -> tuple[losses.Losses, Seen, PyTree[Float[Array, '...']]]:
+  """Differentiates the loss of a batch by the parameters.
+
+  The networks see the augmented images; the images without the anomaly are what
+  they shall restore.
+
+  Args:
+    model: the networks.
+    variables: their parameters and running statistics.
+    example: the batch.
+    data_range: see `losses.draem_loss`.
+
+  Returns:
+    The losses, what the networks made of the batch, and the gradients.
+  """
+
+  def loss_fn(params: PyTree) -> tuple[Float[Array, ''], Any]:
+    output, updates = model.apply(
+      {**variables, 'params': params},
+      example.augmented,
+      train=True,
+      mutable=['batch_stats'],
+    )
+    loss = losses.draem_loss(
+      output, example.image, example.mask, data_range=data_range
+    )
+    return loss.total, (loss, Seen(output, updates['batch_stats']))
+
+  gradients, (loss, seen) = jax.grad(loss_fn, has_aux=True)(variables['params'])
+  return loss, seen, gradients

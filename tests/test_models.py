@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import fidelity_networks
-from draem_jax import models
+from draem_jax import models, train_step
+from draem_jax.simulator.simulate import Example
 
 
 @pytest.fixture(scope='module')
@@ -172,14 +173,17 @@ def test_images_of_bad_shape_are_refused(shape, message):
     init_shapes(models.Draem(4, 2), shape)
 
 
+def loss_and_gradients(variables, example, **types):
+  return train_step.loss_and_gradients(
+    models.Draem(4, 2, **types), variables, example, data_range='one'
+  )
+
+
 def test_batch_norm_refuses_a_single_value(variables):
+  image = jnp.zeros((1, 32, 32, 3))
+  example = Example(image=image, augmented=image, mask=image[..., 0])
   with pytest.raises(ValueError, match='more than one 32x32 image'):
-    jax.eval_shape(
-      fidelity_networks.train_step,
-      variables['params'],
-      variables['batch_stats'],
-      [jnp.zeros((1, 32, 32, 3))] * 2 + [jnp.zeros((1, 32, 32))],
-    )
+    jax.eval_shape(loss_and_gradients, variables, example)
 
 
 def test_bias_before_batch_norm_has_no_gradient(float64_training):
@@ -202,10 +206,9 @@ def test_bfloat16_is_close_to_float32(golden, variables):
 
 def test_bfloat16_trains_float32_parameters(golden, variables):
   types = jax.eval_shape(
-    functools.partial(fidelity_networks.train_step, dtype=jnp.bfloat16),
-    variables['params'],
-    variables['batch_stats'],
-    fidelity_networks.golden_batch(golden, 0),
+    functools.partial(loss_and_gradients, dtype=jnp.bfloat16),
+    variables,
+    fidelity_networks.golden_example(golden, 0),
   )
   assert {x.dtype for x in jax.tree.leaves(types)} == {jnp.dtype(jnp.float32)}
 

@@ -1,5 +1,7 @@
 """The PyTorch networks that benchmarks compare with are the same networks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ from small import random_images
 from untrained import random_variables
 
 from benchmarks import cost
-from draem_jax import losses, models
+from draem_jax import models, train_step
 from draem_jax.import_torch import torch_arrays
+from draem_jax.simulator.simulate import Example
 
 torch = pytest.importorskip(
   'torch', reason='PyTorch is not installed: extra `peer`'
@@ -53,23 +56,16 @@ def make_peer(variables):
 def our_step(variables, batch):
   """Output, losses and gradients in training mode, float64."""
   with jax.enable_x64(True):
-    params, batch_stats, (augmented, image, mask) = jax.tree.map(
-      lambda x: jnp.asarray(x, jnp.float64),
-      (variables['params'], variables['batch_stats'], batch),
+    variables, (augmented, image, mask) = jax.tree.map(
+      lambda x: jnp.asarray(x, jnp.float64), (variables, batch)
     )
-
-    def loss_fn(params):
-      output, _ = MODEL.apply(
-        {'params': params, 'batch_stats': batch_stats},
-        augmented,
-        train=True,
-        mutable=['batch_stats'],
+    example = Example(image=image, augmented=augmented, mask=mask)
+    terms, seen, gradients = jax.jit(
+      functools.partial(
+        train_step.loss_and_gradients, MODEL, data_range='from_batch'
       )
-      terms = losses.draem_loss(output, image, mask, data_range='from_batch')
-      return terms.total, (output, terms)
-
-    gradients, aux = jax.jit(jax.grad(loss_fn, has_aux=True))(params)
-    return jax.device_get((*aux, gradients))
+    )(variables, example)
+    return jax.device_get((seen.output, terms, gradients))
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from draem_jax import import_torch, losses, models, train, train_step
+from draem_jax import import_torch, losses, models, score, train, train_step
 from draem_jax.simulator.simulate import Example
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'tests' / 'golden'
 WIDTHS = import_torch.Widths(4, 2)
 NUM_STEPS = 3
+# Of the release.
+RECIPE = train_step.Recipe(
+  weights={'l2': 1.0, 'ssim': 1.0, 'focal': 1.0}, data_range='from_batch'
+)
 
 
 class Case(NamedTuple):
@@ -34,9 +38,8 @@ class Case(NamedTuple):
 class Step(NamedTuple):
   """What a training step saw, and the variables it left behind."""
 
-  output: models.DraemOutput
+  seen: train_step.Seen
   batch_stats: Mapping[str, Any]
-  losses: losses.Losses
   gradients: Mapping[str, Any]
   params: Mapping[str, Any]
 
@@ -57,7 +60,7 @@ def load_variables() -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnames='dtype')
-def evaluate(variables, image, dtype=None) -> models.DraemOutput:
+def evaluate(variables, image, dtype=None) -> models.Output:
   """Runs the networks on running statistics."""
   model = models.Draem(*WIDTHS, dtype=dtype)
   return model.apply(variables, image, train=False)
@@ -79,11 +82,10 @@ def train_in_float64(
   steps = []
   model = models.Draem(*WIDTHS, param_dtype=jnp.float64)
   optimizer = train.make_optimizer(lambda step: 1e-3)
-  options = {'data_range': 'from_batch'}
   look = jax.jit(
-    functools.partial(train_step.loss_and_gradients, model, **options)
+    functools.partial(train_step.loss_and_gradients, model, recipe=RECIPE)
   )
-  update = jax.jit(train_step.make_update(model, optimizer, **options))
+  update = jax.jit(train_step.make_update(model, optimizer, RECIPE))
   with jax.enable_x64(True):
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
     state = train_step.TrainState(
@@ -94,16 +96,14 @@ def train_in_float64(
     )
     for number in range(NUM_STEPS):
       example = jax.tree.map(np.float64, golden_example(golden, number))
-      terms, seen, gradients = look(state.variables, example)
+      seen, gradients = look(state.variables, example)
       state, logged = update(state, example)
       steps.append(
         Step(
-          *jax.device_get(
-            (seen.output, state.batch_stats, terms, gradients, state.params)
-          )
+          *jax.device_get((seen, state.batch_stats, gradients, state.params))
         )
       )
-      if logged['loss'] != terms.total:
+      if logged['loss'] != seen.loss:
         raise ValueError('the step that trains reports another loss')
   return steps
 
@@ -113,12 +113,12 @@ def evaluation_cases(
 ) -> Iterator[Case]:
   """Reconstruction, logits, map and image score in evaluation, float32."""
   output = evaluate(variables, golden['image'])
-  anomaly_map = models.anomaly_map(output.logits)
+  anomaly_map = score.anomaly_map(output.logits)
   for name, found in (
     ('reconstruction', output.reconstruction),
     ('logits', output.logits),
     ('anomaly_map', anomaly_map[..., None]),
-    ('image_score', models.image_score(anomaly_map)),
+    ('image_score', score.image_score(anomaly_map)),
   ):
     yield Case(name, np.asarray(found), golden[f'eval/{name}'])
 
@@ -128,7 +128,7 @@ def training_output_cases(
 ) -> Iterator[Case]:
   """Reconstruction and logits of the first step, in training mode."""
   for name in ('reconstruction', 'logits'):
-    found = getattr(steps[0].output, name)
+    found = getattr(steps[0].seen.output, name)
     yield Case(name, found, golden[f'train/{name}0'])
 
 
@@ -137,8 +137,10 @@ def loss_cases(
 ) -> Iterator[Case]:
   """The four losses of each step: l2, 1 - SSIM, focal and their sum."""
   for number, step in enumerate(steps):
-    terms = step.losses
-    found = np.array([terms.l2, terms.ssim, terms.focal, terms.total])
+    terms = step.seen.terms
+    found = np.array(
+      [*(terms[n] for n in ('l2', 'ssim', 'focal')), step.seen.loss]
+    )
     yield Case(f'step {number + 1}', found, golden[f'train/losses{number}'])
 
 
@@ -213,5 +215,5 @@ def upsample_case(golden: Mapping[str, np.ndarray]) -> Case:
 
 def score_case(golden: Mapping[str, np.ndarray]) -> Case:
   """Image scores: the maximum of the map's 21x21 means."""
-  found = np.asarray(models.image_score(golden['score/map'][..., 0]))
+  found = np.asarray(score.image_score(golden['score/map'][..., 0]))
   return Case('image score', found, golden['score/score'])

@@ -25,6 +25,7 @@ from configs import mvtec
 from draem_jax.data import images as image_files
 from draem_jax.data import textures as texture_files
 from draem_jax.simulator import augment, perlin, rotation, simulate
+from draem_jax.simulator.options import Options
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'tests' / 'golden'
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -161,9 +162,9 @@ def _values(name: str) -> list[float]:
   return [float(value) for value in rest.split('_') if value]
 
 
-def release_options() -> dict:
-  """What `simulate.simulate` takes, of the preset `release`."""
-  return mvtec.get_config('bottle,release').simulator.to_dict()
+def release_options() -> Options:
+  """What the preset `release` tells the simulator."""
+  return Options(**mvtec.get_config('bottle,release').simulator)
 
 
 def draw_statistics(
@@ -172,7 +173,7 @@ def draw_statistics(
   *,
   num_draws: int,
   seed: int = 0,
-  options: dict | None = None,
+  options: Options | None = None,
 ) -> dict[str, np.ndarray]:
   """Draws examples and measures each.
 
@@ -189,7 +190,9 @@ def draw_statistics(
     inside the mask) and `regions` (connected by edges or corners).
   """
   draw = jax.jit(
-    functools.partial(simulate.simulate_batch, **options or release_options())
+    functools.partial(
+      simulate.simulate_batch, options=options or release_options()
+    )
   )
   rng = np.random.default_rng(seed)
   measured = {'is_nonempty': [], 'has_black_corner': []}

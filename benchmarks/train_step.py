@@ -68,9 +68,7 @@ def step_without_simulator(
   )
   update = jax.jit(
     train_step.make_update(
-      trainer.model,
-      trainer.optimizer,
-      data_range=config['loss']['data_range'],
+      trainer.model, trainer.optimizer, train.make_recipe(config)
     ),
     donate_argnums=0,
   )

@@ -1,10 +1,228 @@
-"""Checks of a config's values, each with the field's name and the remedy."""
+"""The fields of a config: what each is by default, may be, and decides.
 
-from collections.abc import Mapping
+`FIELDS` is the one table of them. Its defaults are the recipe of the paper
+(section 4.1) and, where the paper is silent, what the authors' release does.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ml_collections import config_dict
+
+from draem_jax import losses, models, score
+from draem_jax.data.layouts import LAYOUTS
 from draem_jax.errors import UserError
-from draem_jax.simulator import augment
+from draem_jax.simulator.masks import MASKS
+from draem_jax.simulator.options import Options
+from draem_jax.simulator.textures import TEXTURES
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A field of a config.
+
+  Attributes:
+    default: the value in the paper's recipe, and of a stored config that is
+      older than the field.
+    holds: whether a value can work.
+    remedy: what to do if it cannot, or the function of the value that says it.
+    shapes_weights: whether another value makes another training. A run is gone
+      on with only if no such field differs.
+  """
+
+  default: Any
+  holds: Callable[[Any], bool]
+  remedy: str | Callable[[Any], str]
+  shapes_weights: bool = True
+
+
+def _text(default: str, **options: Any) -> Field:
+  holds = lambda value: isinstance(value, str)
+  return Field(default, holds, 'take text', **options)
+
+
+def _one_of(default: str, *choices: str, **options: Any) -> Field:
+  remedy = f'take one of {", ".join(choices)}'
+  return Field(default, lambda value: value in choices, remedy, **options)
+
+
+def _whole(default: int, least: int, **options: Any) -> Field:
+  holds = lambda value: value == int(value) and value >= least
+  return Field(default, holds, f'take {least} or more, whole', **options)
+
+
+def _positive(default: float, **options: Any) -> Field:
+  holds = lambda value: 0 < value < math.inf
+  return Field(default, holds, 'take more than 0', **options)
+
+
+def _not_negative(default: float, **options: Any) -> Field:
+  holds = lambda value: 0 <= value < math.inf
+  return Field(default, holds, 'take 0 or more', **options)
+
+
+def _share(default: float, **options: Any) -> Field:
+  holds = lambda value: 0 <= value <= 1
+  return Field(default, holds, 'take 0 to 1', **options)
+
+
+def _below_one(default: float, **options: Any) -> Field:
+  holds = lambda value: 0 <= value < 1
+  return Field(default, holds, 'take 0 to below 1', **options)
+
+
+def _interval(
+  default: tuple[float, float],
+  least: float = -math.inf,
+  most: float = math.inf,
+  **options: Any,
+) -> Field:
+  """An interval (low, high) inside [least, most]."""
+
+  def holds(value: Any) -> bool:
+    return len(value) == 2 and least <= value[0] <= value[1] <= most
+
+  remedy = 'take an interval (low, high)'
+  if not math.isinf(least):
+    remedy += f', {least:g} or more'
+  return Field(default, holds, remedy, **options)
+
+
+def _size(default: int) -> Field:
+  holds = lambda value: value >= 32 and value % 32 == 0
+
+  def remedy(value: Any) -> str:
+    near = max(32, round(value / 32) * 32)
+    return (
+      'not a multiple of 32, which the pooling of the networks needs: take'
+      f' {near}'
+    )
+
+  return Field(default, holds, remedy)
+
+
+FIELDS = {
+  'category': _text('bottle'),
+  'image_size': _size(256),
+  'seed': _whole(0, 0),
+  # Or 'bfloat16': parameters and losses stay float32.
+  'dtype': _one_of('float32', 'float32', 'bfloat16'),
+  'data.dir': _text('data/mvtec_ad', shapes_weights=False),
+  'data.layout': _one_of('mvtec', *LAYOUTS, shapes_weights=False),
+  # Where data sets are prepared, once.
+  'data.tfds_dir': _text('data/tfds', shapes_weights=False),
+  # Or 'builtin', or a folder of images.
+  'data.textures': _text('dtd', shapes_weights=False),
+  # Of a device's memory; what takes more is fed from the host.
+  'data.max_device_share': _share(0.5, shapes_weights=False),
+  'model.name': _one_of('draem', *models.MODELS),
+  'model.reconstructive_width': _whole(128, 1),
+  'model.discriminative_width': _whole(64, 1),
+  # A term of weight 0 is not computed.
+  'loss.weights.l2': _not_negative(1.0),
+  'loss.weights.ssim': _not_negative(1.0),
+  'loss.weights.msgms': _not_negative(0.0),
+  'loss.weights.focal': _not_negative(1.0),
+  # L of SSIM; 'from_batch' is the release's guess.
+  'loss.data_range': _one_of('one', 'one', 'from_batch'),
+  'batch_size': _whole(8, 1),
+  'num_epochs': _whole(700, 0),
+  # Not 0: decides instead of the epochs. Both 0: only evaluates.
+  'num_steps': _whole(0, 0),
+  'sampling': _one_of('epochs', 'epochs', 'with_replacement'),
+  'learning_rate': _positive(1e-4),
+  'learning_rate_factor': _positive(0.1),
+  # Shares of the steps.
+  'learning_rate_milestones': Field(
+    (4 / 7, 6 / 7),
+    lambda value: all(0 <= share <= 1 for share in value),
+    'take shares of the steps, 0 to 1',
+  ),
+  # What an average of the weights keeps in a step; 0: there is none.
+  'ema': _below_one(0.0),
+  'simulator.mask': _one_of('perlin', *MASKS),
+  'simulator.texture': _one_of('images', *TEXTURES),
+  'simulator.rotation_probability': _share(1.0),
+  'simulator.rotation_degrees': _interval((-45.0, 45.0)),
+  # "Sampled uniformly at random", says section 3.3, and not from where.
+  'simulator.threshold': _interval((0.3, 0.7)),
+  # Of 'rectangles', whose number and sides the paper does not tell: together
+  # about as large as the masks of Perlin noise are in the release.
+  'simulator.rectangles': _interval((1, 4), least=1),
+  'simulator.rectangle_sides': _interval((0.05, 0.25), least=0, most=1),
+  'simulator.augmentations': Field(
+    (
+      'posterize',
+      'sharpness',
+      'solarize',
+      'equalize',
+      'brightness',
+      'color',
+      'autocontrast',
+    ),
+    lambda value: all(isinstance(name, str) for name in value),
+    'take names of operations',
+  ),
+  'simulator.num_augmentations': _whole(3, 0),
+  'simulator.opacity': _interval((0.1, 1.0), least=0, most=1),
+  'simulator.anomaly_probability': _share(0.5),
+  'score.map': _one_of('softmax', *score.MAPS, shapes_weights=False),
+  'score_window': Field(
+    21,
+    lambda value: value > 0 and value % 2 == 1,
+    'take an odd one',
+    shapes_weights=False,
+  ),
+  'eval.batch_size': _whole(16, 1, shapes_weights=False),
+  # Share of a pixel that the ground truth must cover.
+  'eval.mask_threshold': _share(0.5, shapes_weights=False),
+  # Share of the good images kept out of the training, for the thresholds.
+  'eval.holdout': _below_one(0.0),
+  # Of the scores of good images, and of their pixels.
+  'eval.threshold_quantile': _share(0.99, shapes_weights=False),
+  'eval.pixel_quantile': _share(0.9999, shapes_weights=False),
+  'log_every': _whole(50, 1, shapes_weights=False),
+  'panel_every': _whole(1000, 1, shapes_weights=False),
+  'checkpoint_every': _whole(1000, 1, shapes_weights=False),
+  'keep_checkpoints': _whole(3, 1, shapes_weights=False),
+  # Of each start: traced into the workdir's profile/.
+  'profile_steps': _whole(0, 0, shapes_weights=False),
+}
+
+
+def default() -> config_dict.ConfigDict:
+  """The recipe of the paper."""
+  return config_dict.ConfigDict(complete({}))
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A nested config of plain values, with defaults for what it lacks.
+
+  Configs that were stored may be older than some fields.
+  """
+  completed = {}
+  defaults = {name: field.default for name, field in FIELDS.items()}
+  for name, value in (defaults | flatten(config)).items():
+    *parents, last = name.split('.')
+    place = completed
+    for parent in parents:
+      place = place.setdefault(parent, {})
+    # A tuple comes back from JSON as a list.
+    place[last] = tuple(value) if isinstance(value, list) else value
+  return completed
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """The fields of a nested config by dotted names."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f'{prefix}{name}.')
+    else:
+      flat[prefix + name] = value
+  return flat
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -13,79 +231,40 @@ def check(config: Mapping[str, Any]) -> None:
   Raises:
     UserError: for the first field whose value cannot work.
   """
-  size = config['image_size']
-  if size < 32 or size % 32:
-    near = max(32, round(size / 32) * 32)
-    raise UserError(
-      f'config.image_size={size} is not a multiple of 32, which the pooling of'
-      f' the networks needs: take {near}'
-    )
-  for name in (
-    'batch_size',
-    'checkpoint_every',
-    'keep_checkpoints',
-    'log_every',
-    'panel_every',
-    'eval.batch_size',
-    'model.discriminative_width',
-    'model.reconstructive_width',
-  ):
-    _demand(config, name, lambda value: value >= 1, 'take 1 or more')
-  _demand(config, 'score_window', lambda v: v > 0 and v % 2, 'take an odd one')
-  if config['num_steps'] < 0 or config['num_epochs'] < 0:
-    raise UserError('config.num_steps and config.num_epochs: take 0 or more')
-  _demand(config, 'profile_steps', lambda value: value >= 0, 'take 0 or more')
-  _demand(config, 'learning_rate', lambda value: value > 0, 'take more than 0')
-  for name in (
-    'eval.mask_threshold',
-    'eval.threshold_quantile',
-    'eval.pixel_quantile',
-    'simulator.anomaly_probability',
-    'simulator.rotation_probability',
-    'data.max_device_share',
-  ):
-    _demand(config, name, lambda value: 0 <= value <= 1, 'take 0 to 1')
-  _demand(config, 'eval.holdout', lambda v: 0 <= v < 1, 'take 0 to below 1')
-  _one_of(config, 'dtype', ('float32', 'bfloat16'))
-  _one_of(config, 'sampling', ('epochs', 'with_replacement'))
-  _one_of(config, 'loss.data_range', ('one', 'from_batch'))
-  for name in (
-    'simulator.opacity',
-    'simulator.rotation_degrees',
-    'simulator.threshold',
-  ):
-    _demand(
-      config,
-      name,
-      lambda value: len(value) == 2 and value[0] <= value[1],
-      'take an interval (low, high)',
-    )
-  simulator = config['simulator']
-  for name in simulator['augmentations']:
-    if name not in augment.AUGMENTATIONS:
+  values = flatten(config)
+  for name, field in FIELDS.items():
+    value = values[name]
+    try:
+      holds = field.holds(value)
+    except (TypeError, ValueError, OverflowError):
+      holds = False
+    if not holds:
+      remedy = field.remedy
+      remedy = remedy if isinstance(remedy, str) else remedy(value)
+      raise UserError(f'config.{name}={value!r}: {remedy}')
+  Options(**config['simulator'])
+  _check_outputs(config)
+
+
+def _check_outputs(config: Mapping[str, Any]) -> None:
+  """Checks that loss and map read what the networks give."""
+  name = config['model']['name']
+  given = models.MODELS[name].outputs
+  for term, weight in config['loss']['weights'].items():
+    needed = losses.TERMS[term].reads
+    if weight and needed not in given:
       raise UserError(
-        f'config.simulator.augmentations has no {name!r}: take some of'
-        f' {", ".join(sorted(augment.AUGMENTATIONS))}'
+        f'config.loss.weights.{term}={weight:g}: the networks {name!r} give no'
+        f' {needed}: take 0'
       )
-  if simulator['num_augmentations'] > len(simulator['augmentations']):
+  if not any(config['loss']['weights'].values()):
     raise UserError(
-      f'config.simulator.num_augmentations={simulator["num_augmentations"]} is'
-      ' more than config.simulator.augmentations has'
+      'config.loss.weights are all 0: take more than 0 for one of them'
     )
-
-
-def _get(config: Mapping[str, Any], name: str) -> Any:
-  for part in name.split('.'):
-    config = config[part]
-  return config
-
-
-def _demand(config, name, holds, remedy: str) -> None:
-  value = _get(config, name)
-  if not holds(value):
-    raise UserError(f'config.{name}={value!r}: {remedy}')
-
-
-def _one_of(config, name: str, choices: tuple[str, ...]) -> None:
-  remedy = f'take one of {", ".join(choices)}'
-  _demand(config, name, lambda value: value in choices, remedy)
+  needed = score.MAPS[config['score']['map']].reads
+  if needed not in given:
+    fitting = [key for key, one in score.MAPS.items() if one.reads in given]
+    raise UserError(
+      f'config.score.map={config["score"]["map"]!r}: the networks {name!r} give'
+      f' no {needed}: take one of {", ".join(fitting)}'
+    )

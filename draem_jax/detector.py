@@ -25,6 +25,7 @@ from draem_jax import folding, models
 from draem_jax import workdir as workdir_lib
 from draem_jax.data.images import resize_bilinear
 from draem_jax.errors import UserError
+from draem_jax.score import map_and_score
 
 THRESHOLDS_FILE = 'thresholds.json'
 
@@ -54,7 +55,7 @@ class Thresholds:
 class Scored:
   """What the networks say of a batch, at the networks' size."""
 
-  reconstruction: Float[np.ndarray, 'b h w 3']
+  reconstruction: Float[np.ndarray, 'b h w 3'] | None
   anomaly_map: Float[np.ndarray, 'b h w']
   score: Float[np.ndarray, 'b']
 
@@ -85,17 +86,19 @@ class Detector:
     folded: the same with batch norm folded, on the device: what is run.
     image_size: pixels a side at which the networks see every image.
     score_window: pixels a side of the mean filter of the image score.
+    score_map: how maps are made, a key of `score.MAPS`.
     thresholds: None until they are chosen.
     batch_size: images a call of the networks.
   """
 
   def __init__(
     self,
-    model: models.Draem,
+    model: models.Networks,
     variables: Mapping[str, Any],
     *,
     image_size: int,
     score_window: int,
+    score_map: str = 'softmax',
     thresholds: Thresholds | None = None,
     batch_size: int = 16,
   ):
@@ -105,21 +108,19 @@ class Detector:
     self.folded = jax.device_put(folding.fold(self.variables))
     self.image_size = image_size
     self.score_window = score_window
+    self.score_map = score_map
     self.thresholds = thresholds
     self.batch_size = batch_size
 
     def score(
       variables: Mapping[str, Any], images: UInt8[jax.Array, 'b h w 3']
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-      output = model.apply(
-        variables, images.astype(jnp.float32) / 255, train=False
+      images = images.astype(jnp.float32) / 255
+      output = model.apply(variables, images, train=False)
+      maps, scores = map_and_score(
+        output, images, map_name=score_map, window=score_window
       )
-      anomaly_map = models.anomaly_map(output.logits)
-      # One by one: a product of matrices rounds as the batch's shape wants it.
-      score = jax.lax.map(
-        lambda each: models.image_score(each, window=score_window), anomaly_map
-      )
-      return output.reconstruction, anomaly_map, score
+      return output.reconstruction, maps, scores
 
     self._score = jax.jit(score)
 
@@ -142,18 +143,15 @@ class Detector:
 
     workdir = pathlib.Path(workdir)
     config = workdir_lib.read_config(workdir)
-    model = models.Draem(**config['model'], dtype=jnp.dtype(config['dtype']))
-    shapes = jax.eval_shape(
-      # No shape depends on the size of the image.
-      lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False),
-      jax.random.key(0),
-    )
+    model = models.make(config)
+    shapes = models.abstract_variables(model)
     variables = checkpoint.restore_variables(workdir / 'checkpoints', shapes)
     return cls(
       model,
       variables,
       image_size=config['image_size'],
       score_window=config['score_window'],
+      score_map=config['score']['map'],
       thresholds=read_thresholds(workdir),
       batch_size=batch_size or config['eval']['batch_size'],
     )
@@ -206,7 +204,7 @@ class Detector:
 
   def fingerprint(self) -> str:
     """Eight hex digits that tell these scores from those of another run."""
-    sizes = f'{self.image_size} {self.score_window}'
+    sizes = f'{self.image_size} {self.score_map} {self.score_window}'
     checksum = zlib.crc32(sizes.encode())
     for leaf in jax.tree.leaves(self.variables):
       checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
@@ -233,16 +231,21 @@ class Detector:
       padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
       padded[: len(batch)] = batch
       outputs = jax.device_get(self._score(self.folded, padded))
-      yield Scored(*(output[: len(batch)] for output in outputs))
+      yield Scored(
+        *(
+          None if output is None else output[: len(batch)] for output in outputs
+        )
+      )
 
   def score_all(self, images: UInt8[np.ndarray, 'n h w 3']) -> Scored:
     """As `score`, with all batches joined."""
     batches = list(self.score(images))
+    parts = [
+      [getattr(batch, field.name) for batch in batches]
+      for field in dataclasses.fields(Scored)
+    ]
     return Scored(
-      *(
-        np.concatenate([getattr(batch, field.name) for batch in batches])
-        for field in dataclasses.fields(Scored)
-      )
+      *(None if part[0] is None else np.concatenate(part) for part in parts)
     )
 
   def choose_thresholds(

@@ -10,7 +10,7 @@ _STEP_STREAM, _EPOCH_STREAM = 0, 1
 
 
 @flax.struct.dataclass
-class Draw:
+class Sample:
   """Which images and textures a batch is made of, and each example's key."""
 
   images: Int[Array, 'b']
@@ -18,7 +18,7 @@ class Draw:
   keys: Key[Array, 'b']
 
 
-def draw_batch(
+def sample_batch(
   seed: int,
   step: Int[Array, ''] | int,
   *,
@@ -26,8 +26,8 @@ def draw_batch(
   num_images: int,
   num_textures: int,
   sampling: str,
-) -> Draw:
-  """Draws the examples of one step.
+) -> Sample:
+  """Samples the examples of one step.
 
   A function of the seed, the step and the place in the global batch alone, so
   that devices, hosts and restarts change nothing.
@@ -36,8 +36,8 @@ def draw_batch(
     seed: of the run.
     step: number of the step, from 0.
     batch_size: examples of the global batch.
-    num_images: anomaly-free images to draw from.
-    num_textures: anomaly textures to draw from, with replacement.
+    num_images: anomaly-free images to sample from.
+    num_textures: anomaly textures to sample from, with replacement.
     sampling: 'with_replacement' as the release, or 'epochs' as the paper:
       every image once, in an order new each time, before any comes again.
   """
@@ -65,4 +65,4 @@ def draw_batch(
   textures = jax.vmap(lambda key: uniform_index(key, num_textures))(
     texture_keys
   )
-  return Draw(images=images, textures=textures, keys=example_keys)
+  return Sample(images=images, textures=textures, keys=example_keys)

@@ -76,7 +76,7 @@ def train_and_evaluate(
       workdir,
       category,
       trainer=trainer,
-      variables=jax.device_get(state.variables),
+      variables=jax.device_get(state.evaluated),
       good_images=held_out if len(held_out) else kept,
       lines=lines,
     )
@@ -132,6 +132,7 @@ def _evaluate(
     trainer.model,
     variables,
     image_size=config['image_size'],
+    score_map=config['score']['map'],
     score_window=config['score_window'],
     batch_size=config['eval']['batch_size'],
   )

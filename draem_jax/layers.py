@@ -10,14 +10,14 @@ EPSILON = 1e-5
 _PIXELS = (0, 1, 2)  # The axes that batch norm takes its statistics over.
 
 
-def normalise(
+def normalize(
   x: Float[Array, 'b h w c'],
   mean: Float[Array, 'c'],
   var: Float[Array, 'c'],
   scale: Float[Array, 'c'],
   bias: Float[Array, 'c'],
 ) -> Float[Array, 'b h w c']:
-  """Normalises by given statistics, scales, shifts and applies ReLU.
+  """Normalizes by given statistics, scales, shifts and applies ReLU.
 
   Computed in the statistics' dtype, returned in that of `x`.
   """
@@ -26,16 +26,16 @@ def normalise(
 
 
 @jax.custom_vjp
-def batch_normalise(
+def batch_normalize(
   x: Float[Array, 'b h w c'],
   scale: Float[Array, 'c'],
   bias: Float[Array, 'c'],
   guess: Float[Array, 'c'],
 ) -> tuple[Float[Array, 'b h w c'], Float[Array, 'c'], Float[Array, 'c']]:
-  """Normalises by the batch's own statistics and applies ReLU.
+  """Normalizes by the batch's own statistics and applies ReLU.
 
   Args:
-    x: What to normalise.
+    x: What to normalize.
     scale: Of each channel; its dtype is that of the computation.
     bias: Of each channel.
     guess: About the mean of each channel. Any value gives the same result but
@@ -45,35 +45,35 @@ def batch_normalise(
     The activations in the dtype of `x`, the mean and the biased variance. No
     gradient flows through mean and variance, nor into `guess`.
   """
-  return _batch_normalise_forward(x, scale, bias, guess)[0]
+  return _batch_normalize_forward(x, scale, bias, guess)[0]
 
 
-def _batch_normalise_forward(x, scale, bias, guess):
-  centred = x.astype(scale.dtype) - guess
-  offset = centred.mean(_PIXELS)
-  var = jnp.maximum(jnp.square(centred).mean(_PIXELS) - offset**2, 0)
+def _batch_normalize_forward(x, scale, bias, guess):
+  centered = x.astype(scale.dtype) - guess
+  offset = centered.mean(_PIXELS)
+  var = jnp.maximum(jnp.square(centered).mean(_PIXELS) - offset**2, 0)
   mean = guess + offset
-  y = normalise(x, mean, var, scale, bias)
+  y = normalize(x, mean, var, scale, bias)
   return (y, mean, var), (x, y, mean, var, scale)
 
 
-def _batch_normalise_backward(residuals, cotangents):
+def _batch_normalize_backward(residuals, cotangents):
   # Derived automatically, this would go over the activations more often.
   x, y, mean, var, scale = residuals
   gradient = jnp.where(y > 0, cotangents[0], 0).astype(scale.dtype)
   deviation = lax.rsqrt(var + EPSILON)
-  normalised = (x - mean) * deviation
+  normalized = (x - mean) * deviation
   bias_gradient = gradient.sum(_PIXELS)
-  scale_gradient = (gradient * normalised).sum(_PIXELS)
+  scale_gradient = (gradient * normalized).sum(_PIXELS)
   count = x.size // x.shape[-1]
   x_gradient = (scale * deviation) * (
-    gradient - bias_gradient / count - normalised * (scale_gradient / count)
+    gradient - bias_gradient / count - normalized * (scale_gradient / count)
   )
   zeros = jnp.zeros_like(mean)
   return x_gradient.astype(x.dtype), scale_gradient, bias_gradient, zeros
 
 
-batch_normalise.defvjp(_batch_normalise_forward, _batch_normalise_backward)
+batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 
 
 def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h/2 w/2 c']:

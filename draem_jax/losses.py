@@ -1,64 +1,91 @@
-"""The three losses of DRÆM: mean squared error, SSIM and focal loss.
+"""The losses (equations 1 to 3): squared error, SSIM, MSGMS and focal loss.
 
 All are computed in float32, or float64 where an input is.
 """
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from draem_jax.models import DraemOutput
+from draem_jax.models import Output
 
 _SSIM_RADIUS = 5  # A window of 11x11 pixels.
 _SSIM_SIGMA = 1.5
 _FOCAL_GAMMA = 2
 _FOCAL_SMOOTH = 1e-5
+_MSGMS_SCALES = 4
+_MSGMS_C = 0.0026  # For images in [0, 1].
 # The release clips its one-hot targets in float32, whatever the logits are.
 _FOCAL_TARGET = np.float32([_FOCAL_SMOOTH, 1 - _FOCAL_SMOOTH])
 
 DataRange = Literal['one', 'from_batch']
 
 
-@flax.struct.dataclass
-class Losses:
-  """The terms of the training loss, each a mean over the batch.
+class Term(NamedTuple):
+  """A term of the training loss.
 
   Attributes:
-    total: The sum of the other three.
-    l2: Mean squared error of the reconstruction.
-    ssim: 1 - SSIM of the reconstruction.
-    focal: Focal loss of the segmentation.
+    compute: the function of output, image and mask, and of L of SSIM, that
+      gives a value for each example [b].
+    reads: what it reads of the output: 'reconstruction' or 'logits'.
   """
 
-  total: Float[Array, '']
-  l2: Float[Array, '']
-  ssim: Float[Array, '']
-  focal: Float[Array, '']
+  compute: Callable[..., Float[Array, 'b']]
+  reads: str
 
 
-def draem_loss(
-  output: DraemOutput,
+TERMS = {
+  'l2': Term(
+    lambda output, image, mask, level_range: l2_loss(
+      output.reconstruction, image
+    ),
+    'reconstruction',
+  ),
+  'ssim': Term(
+    lambda output, image, mask, level_range: ssim_loss(
+      output.reconstruction, image, data_range=level_range
+    ),
+    'reconstruction',
+  ),
+  'msgms': Term(
+    lambda output, image, mask, level_range: msgms_distance(
+      output.reconstruction, image
+    ).mean(axis=(1, 2)),
+    'reconstruction',
+  ),
+  'focal': Term(
+    lambda output, image, mask, level_range: focal_loss(output.logits, mask),
+    'logits',
+  ),
+}
+
+
+def training_loss(
+  output: Output,
   image: Float[Array, 'b h w 3'],
   mask: Float[Array, 'b h w'],
   *,
+  weights: Mapping[str, float],
   data_range: DataRange,
-) -> Losses:
-  """Computes the training loss (equations 2, 3 and 4 with weights 1).
+) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
+  """Computes the training loss (eq. (3); all weights are 1 in the paper).
 
   Args:
-    output: Of the networks on the augmented image.
-    image: The image without its anomaly, in [0, 1].
+    output: the networks' output on the augmented image.
+    image: the image without its anomaly, in [0, 1].
     mask: 1 where the augmented image is anomalous, else 0.
-    data_range: Of SSIM: 'one', or 'from_batch' for the release's rule
+    weights: the weight of each of `TERMS`; one of weight 0 is left out.
+    data_range: L of SSIM: 'one', or 'from_batch' for the release's rule
       (`ssim_data_range`).
 
   Returns:
-    The terms and their sum.
+    The weighted sum of the terms, and each term as it is: means over the batch.
 
   Raises:
     ValueError: `data_range` is neither.
@@ -67,16 +94,35 @@ def draem_loss(
     raise ValueError(
       f"data_range is {data_range!r}; it must be 'one' or 'from_batch'"
     )
-  reconstruction, image = _at_least_float32(output.reconstruction, image)
-  if data_range == 'one':
-    level_range = 1.0
-  else:
-    level_range = ssim_data_range(reconstruction)
-  l2 = jnp.square(reconstruction - image).mean()
-  similarity = ssim(reconstruction, image, data_range=level_range)
-  ssim_loss = 1 - similarity.mean()
-  focal = focal_loss(output.logits, mask).mean()
-  return Losses(l2 + ssim_loss + focal, l2, ssim_loss, focal)
+  level_range = 1.0
+  if data_range == 'from_batch' and weights.get('ssim'):
+    level_range = ssim_data_range(output.reconstruction)
+  terms = {
+    name: term.compute(output, image, mask, level_range).mean()
+    for name, term in TERMS.items()
+    if weights.get(name)
+  }
+  total = sum(weights[name] * value for name, value in terms.items())
+  return total, terms
+
+
+def l2_loss(
+  reconstruction: Float[Array, 'b h w c'], image: Float[Array, 'b h w c']
+) -> Float[Array, 'b']:
+  """Computes the mean squared error of each image (the l2 of eq. (2))."""
+  x, y = _at_least_float32(reconstruction, image)
+  return jnp.square(x - y).mean(axis=(1, 2, 3))
+
+
+def ssim_loss(
+  reconstruction: Float[Array, 'b h w c'],
+  image: Float[Array, 'b h w c'],
+  *,
+  data_range: float | Float[Array, ''],
+) -> Float[Array, 'b']:
+  """Computes 1 - SSIM, the mean over each image (eq. (1)); see `ssim`."""
+  similarity = ssim(reconstruction, image, data_range=data_range)
+  return 1 - similarity.mean(axis=(1, 2, 3))
 
 
 def ssim(
@@ -86,6 +132,9 @@ def ssim(
   data_range: float | Float[Array, ''],
 ) -> Float[Array, 'b h w c']:
   """Computes the structural similarity at each pixel, each channel alone.
+
+  Wang et al., IEEE Transactions on Image Processing 13(4), 2004,
+  doi:10.1109/TIP.2003.819861.
 
   Window: a Gaussian of sigma 1.5 on 11x11 pixels. Beyond the border both images
   count as 0, as in the release, which lowers the local means there.
@@ -122,7 +171,9 @@ def ssim_data_range(
 def focal_loss(
   logits: Float[Array, 'b h w 2'], mask: Float[Array, 'b h w']
 ) -> Float[Array, 'b']:
-  """Computes the focal loss of a segmentation, gamma 2, unweighted.
+  """Computes the focal loss of a segmentation, gamma 2, unweighted (L_seg).
+
+  Lin et al., ICCV 2017, doi:10.1109/ICCV.2017.324.
 
   As the release smooths it: the one-hot target is clipped to
   [1e-5, 1 - 1e-5] and 1e-5 is added to the probability of the true class.
@@ -148,6 +199,59 @@ def focal_loss(
   return loss.mean(axis=(-2, -1))
 
 
+def msgms_distance(
+  reconstruction: Float[Array, 'b h w c'], image: Float[Array, 'b h w c']
+) -> Float[Array, 'b h w']:
+  """Computes how much the gradients of two images differ, over four scales.
+
+  One minus the mean of the gradient magnitude similarities (Xue et al., IEEE
+  Transactions on Image Processing 23(2), 2014, doi:10.1109/TIP.2013.2293423) of
+  the images and of their 2x2, 4x4 and 8x8 means, as RIAD uses it (Zavrtanik et
+  al., Pattern Recognition 112, 2021, doi:10.1016/j.patcog.2020.107706).
+
+  Args:
+    reconstruction: one image, in [0, 1].
+    image: the other; height and width are multiples of 8.
+
+  Returns:
+    The distance in [0, 1], 0 where they are equal.
+  """
+  shape = image.shape[:3]
+  x, y = (
+    each.mean(axis=-1) for each in _at_least_float32(reconstruction, image)
+  )
+  similarities = []
+  for scale in range(_MSGMS_SCALES):
+    if scale:
+      x, y = _half(x), _half(y)
+    g1, g2 = _gradient_magnitude(x), _gradient_magnitude(y)
+    similarity = (2 * g1 * g2 + _MSGMS_C) / (g1**2 + g2**2 + _MSGMS_C)
+    similarities.append(jax.image.resize(similarity, shape, 'bilinear'))
+  return 1 - sum(similarities) / _MSGMS_SCALES
+
+
+def _half(x: Float[Array, 'b h w']) -> Float[Array, 'b h/2 w/2']:
+  """Takes the mean of each square of 2x2 pixels."""
+  batch, height, width = x.shape
+  return x.reshape(batch, height // 2, 2, width // 2, 2).mean(axis=(2, 4))
+
+
+def _gradient_magnitude(x: Float[Array, 'b h w']) -> Float[Array, 'b h w']:
+  """Takes the length of Prewitt's gradient; zeros beyond the border."""
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1)))
+  along = lambda x: (x[:, :-2] + x[:, 1:-1] + x[:, 2:]) / 3
+  across = along(x)
+  horizontal = across[:, :, 2:] - across[:, :, :-2]
+  difference = x[:, 2:] - x[:, :-2]
+  vertical = (
+    difference[:, :, :-2] + difference[:, :, 1:-1] + difference[:, :, 2:]
+  ) / 3
+  square = horizontal**2 + vertical**2
+  # The root has no slope at 0, where there is no gradient to follow.
+  positive = square > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
 def _at_least_float32(*arrays: Array) -> list[Array]:
   dtype = jnp.result_type(jnp.float32, *arrays)
   return [jnp.asarray(array, dtype) for array in arrays]
@@ -166,14 +270,14 @@ def _gaussian_blur(x: Float[Array, '*b h w c']) -> Float[Array, '*b h w c']:
   return jnp.moveaxis(jnp.matmul(rows, x, precision=highest), -3, -1)
 
 
-def _gaussian_matrix(size: int, dtype) -> Float[Array, 'n n']:
+def _gaussian_matrix(size: int, dtype: DTypeLike) -> Float[Array, 'n n']:
   distance = np.abs(np.arange(size)[:, None] - np.arange(size))
   weight = _gaussian_window()[np.minimum(distance, _SSIM_RADIUS)]
   return jnp.asarray(np.where(distance <= _SSIM_RADIUS, weight, 0), dtype)
 
 
 def _gaussian_window() -> np.ndarray:
-  """Returns SSIM's window along an axis, from its centre `[radius + 1]`.
+  """Returns SSIM's window along an axis, from its center `[radius + 1]`.
 
   The release rounds the window and its outer square to float32, and the loss
   is sensitive to their sum. In float64 this window has the sums of that square.

@@ -1,4 +1,4 @@
-"""The two networks of DRÆM and the scores read off them.
+"""The two networks of DRÆM, together and alone (sections 3.1 and 3.2).
 
 Images are `[b h w 3]` in [0, 1]; height and width are multiples of 32. A
 network's variables are `{'params': ..., 'batch_stats': ...}`; in training call
@@ -6,43 +6,43 @@ network's variables are `{'params': ..., 'batch_stats': ...}`; in training call
 To predict, `apply` takes those of `folding.fold` as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from draem_jax.convolution import conv3x3
-from draem_jax.layers import batch_normalise, max_pool, normalise, upsample
+from draem_jax.layers import batch_normalize, max_pool, normalize, upsample
 
 _STRIDE = 32  # Five poolings in the discriminative encoder.
 _KEEP = 0.9  # What a running average keeps of its old value in one step.
 
 
 @flax.struct.dataclass
-class DraemOutput:
-  """What DRÆM says about a batch of images.
+class Output:
+  """What networks say about a batch of images; None is what they do not give.
 
   Attributes:
-    reconstruction: The image without its anomalies, about in [0, 1].
-    logits: Normal (channel 0) against anomalous (channel 1), for each pixel.
+    reconstruction: the image without its anomalies, about in [0, 1].
+    logits: normal (channel 0) against anomalous (channel 1), for each pixel.
   """
 
-  reconstruction: Float[Array, 'b h w 3']
-  logits: Float[Array, 'b h w 2']
+  reconstruction: Float[Array, 'b h w 3'] | None
+  logits: Float[Array, 'b h w 2'] | None
 
 
 class ConvNormRelu(nn.Module):
   """3x3 convolution, batch norm and ReLU.
 
-  Statistics and normalisation are computed in float32 at least, whatever the
+  Statistics and normalization are computed in float32 at least, whatever the
   computation's dtype; parameters and running averages have `param_dtype`.
-  Under jit a batch sharded over devices is normalised as one batch.
+  Under jit a batch sharded over devices is normalized as one batch.
   """
 
   features: int
@@ -69,14 +69,14 @@ class ConvNormRelu(nn.Module):
 
     x = conv3x3(x, kernel.astype(x.dtype))
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    # The convolution's bias would cancel in the normalisation. Left out, it has
+    # The convolution's bias would cancel in the normalization. Left out, it has
     # the gradient zero, not rounding noise that Adam blows up to full steps.
     guess = (running_mean.value - conv_bias).astype(dtype)
     scale, bias = scale.astype(dtype), bias.astype(dtype)
     if not train:
       var = running_var.value.astype(dtype)
-      return normalise(x, guess, var, scale, bias)
-    y, mean, var = batch_normalise(x, scale, bias, guess)
+      return normalize(x, guess, var, scale, bias)
+    y, mean, var = batch_normalize(x, scale, bias, guess)
     if not self.is_initializing():
       n = x.size // self.features
       _keep_average(running_mean, mean + conv_bias)
@@ -115,7 +115,6 @@ class ReconstructiveSubNetwork(nn.Module):
     self, image: Float[Array, 'b h w 3'], *, train: bool
   ) -> Float[Array, 'b h w 3']:
     """Returns the reconstruction, float32 or float64."""
-    _check_shape(image.shape, train=train)
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     w = self.width
     x = image.astype(_computation_dtype(image, self))
@@ -142,18 +141,18 @@ class DiscriminativeSubNetwork(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    reconstruction: Float[Array, 'b h w 3'],
-    image: Float[Array, 'b h w 3'],
-    *,
-    train: bool,
+    self, images: Float[Array, 'b h w c'], *, train: bool
   ) -> Float[Array, 'b h w 2']:
-    """Returns the logits, float32 or float64."""
-    _check_shape(image.shape, train=train)
+    """Returns the logits, float32 or float64.
+
+    Args:
+      images: the reconstruction and the image, their channels joined in this
+        order, or the image alone.
+      train: whether to normalize by the batch's own statistics.
+    """
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     w = self.width
-    x = jnp.concatenate([reconstruction, image], axis=-1)
-    x = x.astype(_computation_dtype(x, self))
+    x = images.astype(_computation_dtype(images, self))
     skips = []
     encoder = (w, 2 * w, 4 * w, 8 * w, 8 * w, 8 * w)
     for i, features in enumerate(encoder, start=1):
@@ -172,15 +171,16 @@ class DiscriminativeSubNetwork(nn.Module):
     return Conv(2, name='last_conv', **types)(x)
 
 
-class Draem(nn.Module):
-  """The reconstructive and the discriminative sub-network in a row.
+class Networks(nn.Module):
+  """Networks for images in [0, 1]; each kind says what it consists of.
 
   Attributes:
-    reconstructive_width: Channels of the first block, reconstructive.
-    discriminative_width: Channels of the first block, discriminative.
-    dtype: Of the convolutions; None takes that of image and parameters.
+    reconstructive_width: channels of the first block, reconstructive.
+    discriminative_width: channels of the first block, discriminative.
+    dtype: of the convolutions; None takes that of image and parameters.
       Parameters, batch statistics and outputs stay float32 under bfloat16.
-    param_dtype: Of the parameters and running averages.
+    param_dtype: of the parameters and running averages.
+    outputs: the fields of `Output` that these networks give.
   """
 
   reconstructive_width: int = 128
@@ -188,81 +188,93 @@ class Draem(nn.Module):
   dtype: DTypeLike | None = None
   param_dtype: DTypeLike = jnp.float32
 
-  def setup(self):
-    """Builds both sub-networks."""
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-    self.reconstructive = ReconstructiveSubNetwork(
-      self.reconstructive_width, **types
-    )
-    self.discriminative = DiscriminativeSubNetwork(
-      self.discriminative_width, **types
-    )
+  outputs: ClassVar[tuple[str, ...]] = ()
 
-  def __call__(
-    self, image: Float[Array, 'b h w 3'], *, train: bool
-  ) -> DraemOutput:
-    """Reconstructs and segments a batch.
+  def setup(self):
+    """Builds the sub-networks that the outputs need."""
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    if 'reconstruction' in self.outputs:
+      self.reconstructive = ReconstructiveSubNetwork(
+        self.reconstructive_width, **types
+      )
+    if 'logits' in self.outputs:
+      self.discriminative = DiscriminativeSubNetwork(
+        self.discriminative_width, **types
+      )
+
+  def __call__(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
+    """Reconstructs and segments a batch, as far as these networks do.
 
     Args:
       image: RGB in [0, 1].
-      train: Normalise by the batch's own statistics and update the running
-        averages, rather than normalise by these.
+      train: whether to normalize by the batch's own statistics and update the
+        running averages, rather than normalize by these.
 
     Returns:
       Reconstruction and logits, float32 (float64 where the computation is).
 
     Raises:
-      ValueError: The shape is not `[b h w 3]`, height or width is no multiple
+      ValueError: the shape is not `[b h w 3]`, height or width is no multiple
         of 32, or a training batch is too small for batch norm.
     """
+    _check_shape(image.shape, train=train)
+    return self.run(image, train=train)
+
+  def run(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
+    """What `__call__` does with an image of a good shape."""
+    raise NotImplementedError
+
+
+class Draem(Networks):
+  """The reconstructive and the discriminative sub-network in a row (DRÆM)."""
+
+  outputs = ('reconstruction', 'logits')
+
+  def run(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
     reconstruction = self.reconstructive(image, train=train)
-    logits = self.discriminative(reconstruction, image, train=train)
-    return DraemOutput(reconstruction, logits)
+    joined = jnp.concatenate([reconstruction, image], axis=-1)
+    return Output(reconstruction, self.discriminative(joined, train=train))
 
 
-def anomaly_map(logits: Float[Array, '*b h w 2']) -> Float[Array, '*b h w']:
-  """Returns the probability in [0, 1] that a pixel is anomalous.
+class Discriminative(Networks):
+  """The discriminative sub-network alone, on the image (table 3, Disc.)."""
 
-  Channel 1 of the softmax over both channels, in float32 at least.
-  """
-  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-  return nn.sigmoid(logits[..., 1] - logits[..., 0])
+  outputs = ('logits',)
+
+  def run(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
+    return Output(None, self.discriminative(image, train=train))
 
 
-def image_score(
-  anomaly_map: Float[Array, '*b h w'], *, window: int = 21
-) -> Float[Array, '*b']:
-  """Scores images: the maximum of the locally averaged anomaly map.
+class Reconstructive(Networks):
+  """The reconstructive sub-network alone (table 3, Recon.-AE)."""
 
-  Args:
-    anomaly_map: Probabilities in [0, 1].
-    window: Side of the square averaged over, odd. Beyond the border the map
-      counts as 0, so that the mean is always over `window**2` values
-      (section 3.3 leaves the border open; this is the release's choice).
+  outputs = ('reconstruction',)
 
-  Returns:
-    Scores in [0, 1].
+  def run(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
+    return Output(self.reconstructive(image, train=train), None)
 
-  Raises:
-    ValueError: `window` is even or not positive.
-  """
-  if window < 1 or window % 2 == 0:
-    raise ValueError(f'window is {window}; it must be odd and positive')
-  height, width = anomaly_map.shape[-2:]
-  means = jnp.einsum(
-    'ih,...hw,jw->...ij',
-    window_mean(height, window, anomaly_map.dtype),
-    anomaly_map,
-    window_mean(width, window, anomaly_map.dtype),
-    precision=lax.Precision.HIGHEST,
+
+MODELS: dict[str, type[Networks]] = {
+  'draem': Draem,
+  'discriminative': Discriminative,
+  'reconstructive': Reconstructive,
+}
+
+
+def make(config: Mapping[str, Any]) -> Networks:
+  """The networks that a config describes."""
+  model = dict(config['model'])
+  return MODELS[model.pop('name')](**model, dtype=jnp.dtype(config['dtype']))
+
+
+def abstract_variables(model: Networks) -> dict[str, Any]:
+  """The shapes and types of the variables of networks, without values."""
+  image = jax.ShapeDtypeStruct((1, _STRIDE, _STRIDE, 3), jnp.float32)
+  return jax.eval_shape(
+    # No parameter depends on the size of the image.
+    lambda image: model.init(jax.random.key(0), image, train=False),
+    image,
   )
-  return means.max(axis=(-2, -1))
-
-
-def window_mean(size: int, window: int, dtype: DTypeLike) -> Array:
-  """Returns the matrix `[size size]` that averages a line over a window."""
-  distance = np.abs(np.arange(size)[:, None] - np.arange(size))
-  return jnp.asarray((distance <= window // 2) / window, dtype)
 
 
 def _check_shape(shape: Sequence[int], *, train: bool) -> None:
@@ -286,7 +298,7 @@ def _computation_dtype(image: Array, module: nn.Module) -> DTypeLike:
 
 
 def _normal(mean: float) -> nn.initializers.Initializer:
-  """N(mean, 0.02), as the release initialises."""
+  """N(mean, 0.02), as the release initializes."""
 
   def init(key, shape, dtype=jnp.float32):
     return mean + 0.02 * jax.random.normal(key, shape, dtype)

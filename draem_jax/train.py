@@ -3,14 +3,14 @@
 import logging
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from draem_jax import (
   checkpoint,
@@ -19,13 +19,16 @@ from draem_jax import (
   interrupt,
   models,
   profiling,
+  score,
   sharding,
 )
 from draem_jax import workdir as workdir_lib
 from draem_jax import writer as writer_lib
 from draem_jax.errors import UserError
 from draem_jax.simulator import simulate
+from draem_jax.simulator.options import Options
 from draem_jax.train_step import (
+  Recipe,
   TrainState,
   abstract,
   init_state,
@@ -38,9 +41,9 @@ _log = logging.getLogger(__name__)
 _AGREE_EVERY = 10  # Steps.
 
 
-def make_model(config: Mapping[str, Any]) -> models.Draem:
-  """The networks that `config` describes."""
-  return models.Draem(**config['model'], dtype=jnp.dtype(config['dtype']))
+def make_recipe(config: Mapping[str, Any]) -> Recipe:
+  """The loss and the average that `config` describes."""
+  return Recipe(**config['loss'], ema=config['ema'])
 
 
 def save_imported(
@@ -55,7 +58,7 @@ def save_imported(
 
   Args:
     workdir: a folder that holds no run yet.
-    variables: `params` and `batch_stats` of `models.Draem`.
+    variables: `params` and `batch_stats` of `models.Networks`.
     config: the fields that `Detector.load` needs.
 
   Raises:
@@ -103,6 +106,14 @@ def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
   return optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)
 
 
+class Preview(NamedTuple):
+  """Examples of a step, and what the networks make of them."""
+
+  example: simulate.Example
+  reconstruction: Float[Array, 'b h w 3'] | None
+  anomaly_map: Float[Array, 'b h w']
+
+
 class Trainer:
   """One run: its data on the devices, its compiled step, its state."""
 
@@ -125,26 +136,30 @@ class Trainer:
     """
     self.config = config
     self.mesh = mesh or sharding.make_mesh(config['batch_size'])
-    self.model = make_model(config)
+    self.model = models.make(config)
+    self.options = Options(**config['simulator'])
     self.num_steps = count_steps(config, len(images))
     self.schedule = make_schedule(config, self.num_steps)
     self.optimizer = make_optimizer(self.schedule)
     self.images, self.textures = images, textures
-    self._draw = jax.jit(self._draw_batch)
+    self._sample = jax.jit(self._sample_batch)
     step = make_train_step(
       self.model,
       self.optimizer,
+      make_recipe(config),
+      self.options,
       mesh=self.mesh,
-      data_range=config['loss']['data_range'],
-      simulator=config['simulator'],
     )
 
     def resident_step(
       state: TrainState, images: Array, textures: Array
     ) -> tuple[TrainState, dict[str, Array]]:
-      drawn = self._draw_batch(state.step)
+      sampled = self._sample_batch(state.step)
       return step(
-        state, images[drawn.images], textures[drawn.textures], drawn.keys
+        state,
+        images[sampled.images],
+        textures[sampled.textures],
+        sampled.keys,
       )
 
     self._resident = isinstance(images, jax.Array)
@@ -163,6 +178,7 @@ class Trainer:
       self.optimizer,
       seed=self.config['seed'],
       mesh=self.mesh,
+      ema=self.config['ema'],
     )
 
   def step(
@@ -173,14 +189,12 @@ class Trainer:
       return self._step(state, self.images, self.textures)
     return self._step(state, *self._fetch(step))
 
-  def preview(
-    self, state: TrainState, step: int
-  ) -> tuple[simulate.Example, models.DraemOutput]:
+  def preview(self, state: TrainState, step: int) -> Preview:
     """The examples of step `step`, and what the networks make of them."""
-    return jax.device_get(self._preview(state.variables, *self._fetch(step)))
+    return jax.device_get(self._preview(state.evaluated, *self._fetch(step)))
 
-  def _draw_batch(self, step: Int[Array, ''] | int) -> draw.Draw:
-    return draw.draw_batch(
+  def _sample_batch(self, step: Int[Array, ''] | int) -> draw.Sample:
+    return draw.sample_batch(
       self.config['seed'],
       step,
       batch_size=self.config['batch_size'],
@@ -190,29 +204,30 @@ class Trainer:
     )
 
   def _fetch(self, step: int) -> tuple[Array, Array, Array]:
-    drawn = self._draw(step)
+    sampled = self._sample(step)
     if self._resident:
       images, textures = (
-        self.images[drawn.images],
-        self.textures[drawn.textures],
+        self.images[sampled.images],
+        self.textures[sampled.textures],
       )
     else:
       images = sharding.put_batch(
-        self.images[np.asarray(drawn.images)], self.mesh
+        self.images[np.asarray(sampled.images)], self.mesh
       )
       textures = sharding.put_batch(
-        self.textures[np.asarray(drawn.textures)], self.mesh
+        self.textures[np.asarray(sampled.textures)], self.mesh
       )
-    return images, textures, drawn.keys
+    return images, textures, sampled.keys
 
   def _preview_batch(
     self, variables: Any, images: Array, textures: Array, keys: Array
-  ) -> tuple[simulate.Example, models.DraemOutput]:
-    example = simulate.simulate_batch(
-      keys, images, textures, **self.config['simulator']
-    )
+  ) -> Preview:
+    example = simulate.simulate_batch(keys, images, textures, self.options)
     output = self.model.apply(variables, example.augmented, train=False)
-    return example, output
+    anomaly_map = score.MAPS[self.config['score']['map']].compute(
+      output, example.augmented
+    )
+    return Preview(example, output.reconstruction, anomaly_map)
 
 
 def train(
@@ -337,15 +352,18 @@ def _write_panel(
   workdir: pathlib.Path,
   writer: writer_lib.Writer | None,
 ) -> None:
-  example, output = trainer.preview(state, step)
+  preview = trainer.preview(state, step)
   if not writer:
     return
+  example, reconstruction = preview.example, preview.reconstruction
   sheet = figures.simulated_sheet(
     images=example.image,
     augmented=example.augmented,
     masks=example.mask,
-    reconstructions=np.clip(output.reconstruction, 0, 1),
-    anomaly_maps=np.asarray(models.anomaly_map(output.logits)),
+    reconstructions=(
+      None if reconstruction is None else np.clip(reconstruction, 0, 1)
+    ),
+    anomaly_maps=preview.anomaly_map,
   )
   figures.save_png(workdir / 'figures' / 'simulated.png', sheet)
   writer.write_panel(step, sheet)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from draem_jax import losses, models, sharding
 from draem_jax.simulator import simulate
+from draem_jax.simulator.options import Options
 
 
 @flax.struct.dataclass
@@ -22,21 +23,37 @@ class TrainState:
   params: PyTree[Float[Array, '...']]
   batch_stats: PyTree[Float[Array, '...']]
   opt_state: optax.OptState
+  # An average of the variables over the steps, if one is kept.
+  ema: dict[str, PyTree[Float[Array, '...']]] | None = None
 
   @property
   def variables(self) -> dict[str, Any]:
-    """What `models.Draem.apply` takes."""
+    """What the networks train with; `models.Networks.apply` takes it."""
     return {'params': self.params, 'batch_stats': self.batch_stats}
+
+  @property
+  def evaluated(self) -> dict[str, Any]:
+    """What the networks are evaluated with: the average, if there is one."""
+    return self.variables if self.ema is None else self.ema
 
 
 def init_state(
-  model: models.Draem,
+  model: models.Networks,
   optimizer: optax.GradientTransformation,
   *,
   seed: int,
   mesh: Mesh,
+  ema: float = 0.0,
 ) -> TrainState:
-  """Initialises the state under `jit`, straight into its sharding."""
+  """Initializes the state under `jit`, straight into its sharding.
+
+  Args:
+    model: the networks.
+    optimizer: whose state belongs to it.
+    seed: of the parameters.
+    mesh: over whose devices the state is replicated.
+    ema: what the average of the variables keeps in a step; 0: there is none.
+  """
 
   def init(key: Key[Array, '']) -> TrainState:
     # No parameter depends on the size, and a small image compiles sooner.
@@ -47,12 +64,13 @@ def init_state(
       params=variables['params'],
       batch_stats=variables['batch_stats'],
       opt_state=optimizer.init(variables['params']),
+      ema=dict(variables) if ema else None,
     )
 
   # Threefry, drawn once for each of 150 arrays, takes XLA most of a minute to
   # compile on a CPU.
   key = jax.random.key(seed, impl='unsafe_rbg')
-  # It runs once: unoptimised code is there sooner.
+  # It runs once: unoptimized code is there sooner.
   quick = {'xla_backend_optimization_level': 0}
   return jax.jit(
     init,
@@ -69,22 +87,36 @@ def abstract(state: TrainState) -> TrainState:
   )
 
 
+class Recipe(NamedTuple):
+  """What a step does beside the networks and the optimizer.
+
+  Attributes:
+    weights: the weights of the loss's terms, see `losses.training_loss`.
+    data_range: L of SSIM, see there.
+    ema: what the average of the variables keeps in a step; 0: there is none.
+  """
+
+  weights: Mapping[str, float]
+  data_range: str
+  ema: float = 0.0
+
+
 def make_train_step(
-  model: models.Draem,
+  model: models.Networks,
   optimizer: optax.GradientTransformation,
+  recipe: Recipe,
+  options: Options,
   *,
   mesh: Mesh,
-  data_range: str,
-  simulator: Mapping[str, Any],
 ) -> Callable[..., tuple[TrainState, dict[str, Float[Array, '']]]]:
-  """The step from drawn uint8 images and textures to the next state.
+  """The step from sampled uint8 images and textures to the next state.
 
   Args:
     model: the networks.
     optimizer: turns gradients into updates.
+    recipe: the loss and the average.
+    options: what the simulator is told to do.
     mesh: over whose axis `'data'` the batch is split.
-    data_range: see `losses.draem_loss`.
-    simulator: the options of `simulate.simulate`.
 
   Returns:
     A function of (state, images uint8 [b h w 3], textures uint8 [b h w 3],
@@ -92,7 +124,7 @@ def make_train_step(
     compiled yet.
   """
   split = sharding.batch_sharded(mesh)
-  update = make_update(model, optimizer, data_range=data_range)
+  update = make_update(model, optimizer, recipe)
 
   def train_step(
     state: TrainState,
@@ -103,69 +135,87 @@ def make_train_step(
     images, textures, keys = jax.lax.with_sharding_constraint(
       (images, textures, keys), split
     )
-    example = simulate.simulate_batch(keys, images, textures, **simulator)
+    example = simulate.simulate_batch(keys, images, textures, options)
     return update(state, jax.lax.with_sharding_constraint(example, split))
 
   return train_step
 
 
 def make_update(
-  model: models.Draem,
+  model: models.Networks,
   optimizer: optax.GradientTransformation,
-  *,
-  data_range: str,
+  recipe: Recipe,
 ) -> Callable[..., tuple[TrainState, dict[str, Float[Array, '']]]]:
   """The part of the step behind the simulator: networks, loss, optimizer.
 
   Args:
     model: the networks.
     optimizer: turns gradients into updates.
-    data_range: see `losses.draem_loss`.
+    recipe: the loss and the average.
 
   Returns:
     A function of (state, `simulate.Example` with a batch axis) that returns the
-    next state and the losses as scalars. It is not compiled yet.
+    next state, and the loss and its terms as scalars. It is not compiled yet.
   """
 
   def update(
     state: TrainState, example: simulate.Example
   ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
-    loss, seen, gradients = loss_and_gradients(
-      model, state.variables, example, data_range=data_range
+    seen, gradients = loss_and_gradients(
+      model, state.variables, example, recipe
     )
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
-    state = TrainState(
+    state = state.replace(
       step=state.step + 1,
       params=optax.apply_updates(state.params, updates),
       batch_stats=seen.batch_stats,
       opt_state=opt_state,
     )
-    return state, {
-      'loss': loss.total,
-      'l2': loss.l2,
-      'ssim': loss.ssim,
-      'focal': loss.focal,
-    }
+    if recipe.ema:
+      state = state.replace(ema=_average(state, recipe.ema))
+    return state, {'loss': seen.loss, **seen.terms}
 
   return update
 
 
-class Seen(NamedTuple):
-  """What the networks made of a batch in training mode."""
+def _average(state: TrainState, decay: float) -> dict[str, Any]:
+  """The average with the variables of a new step in it.
 
-  output: models.DraemOutput
+  It begins with a short memory, so that the first values are soon forgotten.
+  """
+  step = state.step.astype(jnp.float32)
+  keep = jnp.minimum(decay, step / (9 + step))
+  return jax.tree.map(
+    lambda old, new: (keep * old + (1 - keep) * new).astype(old.dtype),
+    state.ema,
+    state.variables,
+  )
+
+
+class Seen(NamedTuple):
+  """What the networks made of a batch in training mode.
+
+  Attributes:
+    output: the networks' output.
+    batch_stats: the running statistics behind it.
+    loss: the training loss.
+    terms: its terms by name, unweighted.
+  """
+
+  output: models.Output
   batch_stats: PyTree[Float[Array, '...']]
+  loss: Float[Array, '']
+  terms: dict[str, Float[Array, '']]
 
 
 def loss_and_gradients(
-  model: models.Draem,
+  model: models.Networks,
   variables: Mapping[str, Any],
   example: simulate.Example,
-  *,
-  data_range: str,
-) -> tuple[losses.Losses, Seen, PyTree[Float[Array, '...']]]:
+  recipe: Recipe,
+) -> tuple[Seen, PyTree[Float[Array, '...']]]:
   """Differentiates the loss of a batch by the parameters.
 
   The networks see the augmented images; the images without the anomaly are what
@@ -175,23 +225,27 @@ def loss_and_gradients(
     model: the networks.
     variables: their parameters and running statistics.
     example: the batch.
-    data_range: see `losses.draem_loss`.
+    recipe: the loss.
 
   Returns:
-    The losses, what the networks made of the batch, and the gradients.
+    What the networks made of the batch, and the gradients.
   """
 
-  def loss_fn(params: PyTree) -> tuple[Float[Array, ''], Any]:
+  def loss_fn(params: PyTree) -> tuple[Float[Array, ''], Seen]:
     output, updates = model.apply(
       {**variables, 'params': params},
       example.augmented,
       train=True,
       mutable=['batch_stats'],
     )
-    loss = losses.draem_loss(
-      output, example.image, example.mask, data_range=data_range
+    loss, terms = losses.training_loss(
+      output,
+      example.image,
+      example.mask,
+      weights=recipe.weights,
+      data_range=recipe.data_range,
     )
-    return loss.total, (loss, Seen(output, updates['batch_stats']))
+    return loss, Seen(output, updates['batch_stats'], loss, terms)
 
-  gradients, (loss, seen) = jax.grad(loss_fn, has_aux=True)(variables['params'])
-  return loss, seen, gradients
+  gradients, seen = jax.grad(loss_fn, has_aux=True)(variables['params'])
+  return seen, gradients

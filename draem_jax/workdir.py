@@ -7,26 +7,8 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from draem_jax import config as config_lib
 from draem_jax.errors import UserError
-
-# What may differ between a run and its continuation: it changes where things
-# lie, how often something is written or how scores are read, not the weights.
-_FREE_FIELDS = (
-  'checkpoint_every',
-  'data.dir',
-  'data.max_device_share',
-  'data.textures',
-  'data.tfds_dir',
-  'eval.batch_size',
-  'eval.mask_threshold',
-  'eval.pixel_quantile',
-  'eval.threshold_quantile',
-  'keep_checkpoints',
-  'log_every',
-  'panel_every',
-  'profile_steps',
-  'score_window',
-)
 
 
 def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
@@ -60,7 +42,7 @@ def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:
   Raises:
     UserError: if the folder holds no run, or a damaged `config.json`.
   """
-  return _read(workdir)['config']
+  return config_lib.complete(_read(workdir)['config'])
 
 
 def claim(
@@ -90,11 +72,14 @@ def claim(
     write_json(path, {'config': config, 'data': dict(fingerprint)})
     return
   found = _read(workdir)
-  old, new = _flatten(found['config']), _flatten(config)
+  old, new = (
+    config_lib.flatten(config_lib.complete(each))
+    for each in (found['config'], config)
+  )
   changed = [
     f'config.{name}={new.get(name)!r} (there {old.get(name)!r})'
     for name in sorted(old.keys() | new.keys())
-    if name not in _FREE_FIELDS and old.get(name) != new.get(name)
+    if _shapes_weights(name) and old.get(name) != new.get(name)
   ]
   changed += [
     f'other {name}'
@@ -127,11 +112,7 @@ def _read(workdir: str | pathlib.Path) -> dict[str, Any]:
     ) from error
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= _flatten(value, f'{prefix}{name}.')
-    else:
-      flat[prefix + name] = value
-  return flat
+def _shapes_weights(name: str) -> bool:
+  """Whether a field matters; one that is unknown may."""
+  field = config_lib.FIELDS.get(name)
+  return field is None or field.shapes_weights

@@ -29,7 +29,7 @@ def test_the_presets_pass(preset):
     ('eval.threshold_quantile', 1.5, '0 to 1'),
     ('simulator.threshold', (0.7, 0.3), 'interval'),
     ('simulator.augmentations', ('blur',), "no 'blur'"),
-    ('simulator.num_augmentations', 11, 'more than'),
+    ('simulator.num_augmentations', 11, '0 to 10'),
     ('model.reconstructive_width', 0, '1 or more'),
   ],
 )

@@ -10,7 +10,7 @@ from small import random_images
 from untrained import write_workdir
 
 from draem_jax import detector as detector_lib
-from draem_jax import models
+from draem_jax import models, score
 from draem_jax.data.images import resize_bilinear
 from draem_jax.detector import Detector, Thresholds
 from draem_jax.errors import UserError
@@ -26,7 +26,7 @@ class Redness:
     self.traced += 1
     red = jnp.clip(images[..., 0], 1e-6, 1 - 1e-6)
     logits = jnp.stack([jnp.log1p(-red), jnp.log(red)], axis=-1)
-    return models.DraemOutput(reconstruction=images, logits=logits)
+    return models.Output(reconstruction=images, logits=logits)
 
 
 def redness(image=0.5, pixel=0.5, *, batch_size=4, size=32, window=5):
@@ -159,14 +159,14 @@ def test_masks_and_labels_never_disagree():
     # From smooth to spiky, so that resizing flattens some peaks.
     small = rng.uniform(0, 1, (32, 32)) ** rng.choice([0.2, 1, 5, 40])
     small = small.astype(np.float32)
-    score = models.image_score(small, window=int(rng.choice([1, 5, 21])))
+    found = score.image_score(small, window=int(rng.choice([1, 5, 21])))
     image, pixel = rng.uniform(0, 1, 2)
     if case % 4 == 0:
-      image = float(score)  # Strictly greater: good.
+      image = float(found)  # Strictly greater: good.
     detector = redness(image, pixel)
     anomaly_map = detector_lib.resize_map(small, tuple(size))
-    mask = detector.find_mask(anomaly_map, float(score))
-    label = detector.is_anomalous(np.array([score]))[0]
+    mask = detector.find_mask(anomaly_map, float(found))
+    label = detector.is_anomalous(np.array([found]))[0]
     assert mask.shape == tuple(size) and mask.any() == label
     if label:
       # What is in the mask is never less anomalous than what is not.
@@ -189,11 +189,11 @@ def test_a_workdir_gives_its_networks(folder):
     lambda *arguments: detector.model.apply(*arguments, train=False)
   )
   output = apply(detector.variables, images.astype(np.float32) / 255)
-  expected = models.anomaly_map(output.logits)
+  expected = score.anomaly_map(output.logits)
   found = detector(images)
   np.testing.assert_allclose(found.anomaly_map, expected, rtol=0, atol=1e-6)
   np.testing.assert_allclose(
-    found.score, models.image_score(expected, window=5), rtol=0, atol=1e-6
+    found.score, score.image_score(expected, window=5), rtol=0, atol=1e-6
   )
   assert len(set(found.score)) == 3
   assert detector.thresholds == detector_lib.read_thresholds(folder)

@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage, signal
+from skimage import measure
 from skimage.metrics import structural_similarity
 
 from benchmarks import fidelity_networks
@@ -90,18 +92,23 @@ def output_and_image():
   image = jax.random.uniform(keys[0], (2, 32, 32, 3))
   reconstruction = image + 0.1 * jax.random.normal(keys[1], image.shape)
   logits = jax.random.normal(keys[2], (2, 32, 32, 2))
-  return models.DraemOutput(reconstruction, logits), image
+  return models.Output(reconstruction, logits), image
+
+
+def training_loss(*arguments, **options):
+  weights = {'l2': 1.0, 'ssim': 1.0, 'msgms': 0.0, 'focal': 1.0}
+  return losses.training_loss(*arguments, weights=weights, **options)
 
 
 def test_total_is_the_sum_of_the_means():
   output, image = output_and_image()
   mask = jnp.zeros((2, 32, 32)).at[:, 3:9, 4:20].set(1)
-  found = losses.draem_loss(output, image, mask, data_range='one')
+  loss, found = training_loss(output, image, mask, data_range='one')
   l2 = jnp.square(output.reconstruction - image).mean()
   ssim = losses.ssim(output.reconstruction, image, data_range=1.0)
   focal = losses.focal_loss(output.logits, mask)
   np.testing.assert_allclose(
-    [found.l2, found.ssim, found.focal, found.total],
+    [found['l2'], found['ssim'], found['focal'], loss],
     [l2, 1 - ssim.mean(), focal.mean(), l2 + 1 - ssim.mean() + focal.mean()],
     rtol=1e-5,
   )
@@ -114,7 +121,7 @@ def test_data_range_follows_the_batch_only_when_asked():
   )
   mask = jnp.zeros((2, 32, 32))
   one, batch = (
-    losses.draem_loss(output, image, mask, data_range=data_range).ssim
+    training_loss(output, image, mask, data_range=data_range)[1]['ssim']
     for data_range in ('one', 'from_batch')
   )
   for found, data_range in ((one, 1.0), (batch, 2.0)):
@@ -122,13 +129,73 @@ def test_data_range_follows_the_batch_only_when_asked():
     np.testing.assert_allclose(found, 1 - ssim.mean(), rtol=1e-5)
   assert batch < one
   with pytest.raises(ValueError, match="'one' or 'from_batch'"):
-    losses.draem_loss(output, image, mask, data_range='two')
+    training_loss(output, image, mask, data_range='two')
 
 
 def test_bfloat16_inputs_give_float32_losses():
   output, image = output_and_image()
   output = jax.tree.map(lambda x: x.astype(jnp.bfloat16), output)
-  found = losses.draem_loss(
+  found = training_loss(
     output, image.astype(jnp.bfloat16), jnp.zeros((2, 32, 32)), data_range='one'
   )
   assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
+
+
+def test_weights_weigh_and_leave_out():
+  output, image = output_and_image()
+  mask = jnp.zeros((2, 32, 32)).at[:, 3:9, 4:20].set(1)
+  weights = {'l2': 2.0, 'ssim': 0.0, 'msgms': 0.5, 'focal': 0.0}
+  loss, terms = losses.training_loss(
+    output, image, mask, weights=weights, data_range='from_batch'
+  )
+  assert set(terms) == {'l2', 'msgms'}
+  l2 = jnp.square(output.reconstruction - image).mean()
+  distance = losses.msgms_distance(output.reconstruction, image).mean()
+  np.testing.assert_allclose(loss, 2 * l2 + 0.5 * distance, rtol=1e-5)
+  # What has weight 0 is not in the program, so that it may be undefined.
+  focal = {'focal': 1.0, 'l2': 0.0}
+  _, terms = losses.training_loss(
+    output.replace(reconstruction=None),
+    image,
+    mask,
+    weights=focal,
+    data_range='from_batch',
+  )
+  assert set(terms) == {'focal'}
+
+
+def msgms_by_scipy(x, y):
+  """RIAD's distance, written with whole-array operations of scipy."""
+  prewitt = np.array([[1, 0, -1]] * 3) / 3
+  x, y = x.mean(-1), y.mean(-1)
+  total = np.zeros(x.shape)
+  for scale in range(4):
+    magnitudes = [
+      np.hypot(
+        signal.convolve2d(each, prewitt, 'same'),
+        signal.convolve2d(each, prewitt.T, 'same'),
+      )
+      for each in (x, y)
+    ]
+    a, b = magnitudes
+    similarity = (2 * a * b + 0.0026) / (a**2 + b**2 + 0.0026)
+    # Half-pixel centers: a zoom by whole factors on a grid of cells.
+    total += ndimage.zoom(
+      similarity, 2**scale, order=1, grid_mode=True, mode='nearest'
+    )
+    x, y = (measure.block_reduce(each, (2, 2), np.mean) for each in (x, y))
+  return 1 - total / 4
+
+
+def test_msgms_agrees_with_scipy():
+  x, y = np.random.default_rng(3).random((2, 32, 40, 3))
+  found = losses.msgms_distance(x[None], y[None])[0]
+  np.testing.assert_allclose(found, msgms_by_scipy(x, y), rtol=0, atol=1e-5)
+
+
+def test_msgms_of_equal_and_of_flat_images():
+  image = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3))
+  np.testing.assert_allclose(losses.msgms_distance(image, image), 0, atol=1e-6)
+  flat = jnp.full((1, 16, 16, 3), 0.5)
+  gradient = jax.grad(lambda x: losses.msgms_distance(x, flat).sum())(flat)
+  assert jnp.isfinite(gradient).all()

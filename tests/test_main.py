@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from draem_jax import checkpoint, train, workdir
+from draem_jax import checkpoint, workdir
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 60
@@ -144,7 +144,7 @@ def assert_same_run(folder, expected):
 
 
 def restore(folder):
-  model = train.make_model(workdir.read_config(folder))
+  model = models.make(workdir.read_config(folder))
   shapes = jax.eval_shape(
     lambda key: model.init(key, np.zeros((1, 32, 32, 3)), train=False),
     jax.random.key(0),

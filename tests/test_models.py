@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import fidelity_networks
-from draem_jax import models, train_step
+from draem_jax import models, score, train_step
 from draem_jax.simulator.simulate import Example
 
 
@@ -41,7 +41,7 @@ def float64_training(golden, variables):
 
 
 def test_training_output_agrees_with_the_release(golden, float64_training):
-  assert float64_training[0].output.logits.dtype == np.float64
+  assert float64_training[0].seen.output.logits.dtype == np.float64
   cases = fidelity_networks.training_output_cases(golden, float64_training)
   assert_cases_close(cases, 0, 1e-8)
 
@@ -110,20 +110,20 @@ def test_score_counts_zeros_beyond_the_border(window):
     padded, (window,) * 2, (1, 2)
   )
   expected = windows.mean(axis=(-2, -1)).max(axis=(1, 2))
-  found = models.image_score(anomaly_map, window=window)
+  found = score.image_score(anomaly_map, window=window)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_score_refuses_even_windows():
   with pytest.raises(ValueError, match='window is 20; it must be odd'):
-    models.image_score(jnp.zeros((1, 32, 32)), window=20)
+    score.image_score(jnp.zeros((1, 32, 32)), window=20)
 
 
 def test_anomaly_map_is_channel_1_of_the_softmax():
   logits = jax.random.normal(jax.random.key(0), (2, 5, 7, 2)) * 30
-  found = models.anomaly_map(logits)
+  found = score.anomaly_map(logits)
   np.testing.assert_allclose(found, jax.nn.softmax(logits)[..., 1], atol=1e-6)
-  assert models.anomaly_map(logits.astype(jnp.bfloat16)).dtype == jnp.float32
+  assert score.anomaly_map(logits.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
 def init_shapes(model, image_shape=(1, 64, 64, 3)):
@@ -175,7 +175,7 @@ def test_images_of_bad_shape_are_refused(shape, message):
 
 def loss_and_gradients(variables, example, **types):
   return train_step.loss_and_gradients(
-    models.Draem(4, 2, **types), variables, example, data_range='one'
+    models.Draem(4, 2, **types), variables, example, fidelity_networks.RECIPE
   )
 
 
@@ -197,7 +197,7 @@ def test_bfloat16_is_close_to_float32(golden, variables):
   exact = fidelity_networks.evaluate(variables, image)
   rounded = fidelity_networks.evaluate(variables, image, dtype=jnp.bfloat16)
   assert rounded.logits.dtype == rounded.reconstruction.dtype == jnp.float32
-  difference = models.anomaly_map(rounded.logits) - models.anomaly_map(
+  difference = score.anomaly_map(rounded.logits) - score.anomaly_map(
     exact.logits
   )
   assert 0 < jnp.abs(difference).mean() < 0.02
@@ -257,5 +257,5 @@ def test_jit_and_eager_agree(layer_and_arguments):
   function, arguments = layer_and_arguments
   assert_trees_close(jax.jit(function)(*arguments), function(*arguments))
   x = arguments[1]
-  for function in (models.upsample, lambda x: models.image_score(x, window=3)):
+  for function in (models.upsample, lambda x: score.image_score(x, window=3)):
     assert_trees_close(jax.jit(function)(x), function(x))

@@ -22,7 +22,7 @@ class Redness:
   def apply(self, variables, images, *, train):
     red = jnp.clip(images[..., 0], 1e-6, 1 - 1e-6)
     logits = jnp.stack([jnp.log1p(-red), jnp.log(red)], axis=-1)
-    return models.DraemOutput(reconstruction=images, logits=logits)
+    return models.Output(reconstruction=images, logits=logits)
 
 
 @pytest.fixture(scope='module')

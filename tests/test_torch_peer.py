@@ -9,8 +9,8 @@ import pytest
 from small import random_images
 from untrained import random_variables
 
-from benchmarks import cost
-from draem_jax import models, train_step
+from benchmarks import cost, fidelity_networks
+from draem_jax import models, score, train_step
 from draem_jax.import_torch import torch_arrays
 from draem_jax.simulator.simulate import Example
 
@@ -60,12 +60,10 @@ def our_step(variables, batch):
       lambda x: jnp.asarray(x, jnp.float64), (variables, batch)
     )
     example = Example(image=image, augmented=augmented, mask=mask)
-    terms, seen, gradients = jax.jit(
-      functools.partial(
-        train_step.loss_and_gradients, MODEL, data_range='from_batch'
-      )
-    )(variables, example)
-    return jax.device_get((seen.output, terms, gradients))
+    look = functools.partial(
+      train_step.loss_and_gradients, MODEL, recipe=fidelity_networks.RECIPE
+    )
+    return jax.device_get(jax.jit(look)(variables, example))
 
 
 @pytest.mark.parametrize(
@@ -76,18 +74,18 @@ def test_maps_and_scores_are_equal(variant, variables):
   output = jax.jit(lambda x: MODEL.apply(variables, x, train=False))(
     images.astype(np.float32) / 255
   )
-  maps = models.anomaly_map(output.logits)
+  maps = score.anomaly_map(output.logits)
   scorer = torch_peer.Scorer(
     torch_peer.Draem(4, 2).load(variables),
     torch_peer.Variant.parse(variant),
     CPU,
   )
-  reconstruction, found, score = scorer(images)
+  reconstruction, found, scores = scorer(images)
   np.testing.assert_allclose(
     reconstruction.transpose(0, 2, 3, 1), output.reconstruction, 0, 1e-4
   )
   np.testing.assert_allclose(found, maps, 0, 1e-4)
-  np.testing.assert_allclose(score, models.image_score(maps), 0, 1e-4)
+  np.testing.assert_allclose(scores, score.image_score(maps), 0, 1e-4)
 
 
 @pytest.mark.parametrize('release', [False, True])
@@ -95,7 +93,8 @@ def test_losses_and_gradients_are_equal(release, variables, batch, our_step):
   model = make_peer(variables)
   augmented, image, mask = map(to_torch, batch)
   reconstruction, logits = model(augmented)
-  output, terms, gradients = our_step
+  seen, gradients = our_step
+  output = seen.output
   np.testing.assert_allclose(
     to_numpy(reconstruction), output.reconstruction, 0, 1e-9
   )
@@ -105,7 +104,7 @@ def test_losses_and_gradients_are_equal(release, variables, batch, our_step):
   )
   for name in TERMS:
     np.testing.assert_allclose(
-      theirs[name].item(), getattr(terms, name), 1e-6, err_msg=name
+      theirs[name].item(), seen.terms[name], 1e-6, err_msg=name
     )
   sum(theirs.values()).backward()
   # The names are for gradients as well; there are none of the statistics.
@@ -121,11 +120,11 @@ def test_losses_and_gradients_are_equal(release, variables, batch, our_step):
 
 @pytest.mark.parametrize('variant', ['channels_last', 'release'])
 def test_a_step_is_one_of_adam(variant, variables, batch, our_step):
-  _, terms, gradients = our_step
+  seen, gradients = our_step
   model = make_peer(variables)
   step = torch_peer.TrainStep(model, torch_peer.Variant.parse(variant), CPU)
   loss = step(*map(to_torch, batch))
-  np.testing.assert_allclose(loss.item(), terms.total, 1e-6)
+  np.testing.assert_allclose(loss.item(), seen.loss, 1e-6)
   params = variables['params']['discriminative']['last_conv']
   # The first step of Adam is the sign of the gradient.
   sign = np.sign(gradients['discriminative']['last_conv']['bias'])

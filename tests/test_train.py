@@ -5,7 +5,7 @@ import pytest
 from small import random_images, small_config
 
 from draem_jax import sharding, train
-from draem_jax.draw import draw_batch
+from draem_jax.draw import sample_batch
 from draem_jax.errors import UserError
 
 IMAGES, TEXTURES = random_images(7), random_images(5, seed=1)
@@ -75,7 +75,7 @@ def draw(step, **changes):
     'num_textures': 5,
     'sampling': 'epochs',
   }
-  return draw_batch(3, step, **(options | changes))
+  return sample_batch(3, step, **(options | changes))
 
 
 def test_epochs_show_every_image_once():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from draem_jax import models, workdir
+from draem_jax import score, workdir
 from draem_jax.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import channels_first, program
@@ -105,7 +105,7 @@ def _image_score(
 ) -> Float[Array, 'b']:
   # Of an Einsum with an ellipsis, runtimes take the batch for 1.
   rows, columns = (
-    models.window_mean(size, window, np.float32)
+    score.window_mean(size, window, np.float32)
     for size in anomaly_map.shape[1:]
   )
   means = jnp.matmul(rows, jnp.matmul(anomaly_map, columns))

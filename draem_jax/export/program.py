@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Num, UInt8
 
-from draem_jax import models
+from draem_jax import score as score_lib
 from draem_jax.detector import Detector, resize_map
 
 INPUT = 'images'
@@ -29,7 +29,7 @@ def make_program(
   detector: Detector,
   *,
   channel_order: str,
-  image_score: Callable[..., Float[Array, 'b']] = models.image_score,
+  image_score: Callable[..., Float[Array, 'b']] = score_lib.image_score,
 ) -> Program:
   """Puts preprocessing, networks, map and score in a row.
 
@@ -37,7 +37,7 @@ def make_program(
     networks: from prepared images in [0, 1] to logits.
     detector: which else the program shall do as.
     channel_order: of the images that the program shall expect.
-    image_score: `models.image_score` or the same in other operations.
+    image_score: `score_lib.image_score` or the same in other operations.
 
   Returns:
     A function of images, uint8 [b h w 3], that returns the anomaly map
@@ -51,7 +51,7 @@ def make_program(
     if channel_order == 'bgr':
       images = jnp.take(images, np.array([2, 1, 0]), axis=3)
     prepared = jnp.floor(resize(images, (size, size)) + 0.5)
-    anomaly_map = models.anomaly_map(networks(prepared / 255))
+    anomaly_map = score_lib.anomaly_map(networks(prepared / 255))
     score = image_score(anomaly_map, window=window)
     return resize(anomaly_map, (height, width)), score
 

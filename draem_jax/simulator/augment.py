@@ -5,7 +5,6 @@ follows the uint8 arithmetic of the library that the release calls (imgaug,
 OpenCV or PIL), its rounding or truncation included, and returns to the grid.
 """
 
-import dm_pix
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -102,7 +101,7 @@ def hue_saturation(
     saturation_shift: in units of the range of S.
 
   Returns:
-    The texture in other colours.
+    The texture in other colors.
   """
   hue, saturation, value = _hsv_levels(image)
   hue += jnp.mod(jnp.trunc(hue_shift * 180), 180)
@@ -119,7 +118,7 @@ def color(image: Image, *, factor: Scalar) -> Image:
     factor: 0 gives the gray copy, 1 the image, more saturates.
 
   Returns:
-    The paler or more colourful texture.
+    The paler or more colorful texture.
   """
   levels = _levels(image)
   red, green, blue = (levels[..., c].astype(jnp.int32) for c in range(3))
@@ -138,7 +137,8 @@ def solarize(image: Image, *, threshold: Scalar) -> Image:
   Returns:
     The solarized texture.
   """
-  return _to_grid(_levels(dm_pix.solarize(image, threshold)))
+  levels = _levels(image)
+  return _to_grid(jnp.where(image < threshold, levels, 255 - levels))
 
 
 def posterize(image: Image, *, bits: Int[Array, ''] | int) -> Image:
@@ -194,7 +194,7 @@ def equalize(image: Image) -> Image:
 
 
 def rotate(image: Image, *, degrees: Scalar) -> Image:
-  """Rotates clockwise about the centre, bilinear, black outside.
+  """Rotates clockwise about the center, bilinear, black outside.
 
   Args:
     image: the texture, or any image.
@@ -254,19 +254,21 @@ def _running_sum(histogram: Int[Array, '256 3']) -> Int[Array, '256 3']:
   return lax.associative_scan(jnp.add, histogram)
 
 
-def _levels(image):
+def _levels(image: Float[Array, '*n']) -> Float[Array, '*n']:
   return jnp.round(image * 255)
 
 
-def _to_grid(levels):
+def _to_grid(levels: Float[Array, '*n']) -> Float[Array, '*n']:
   return levels / 255
 
 
-def _truncate(levels):
+def _truncate(levels: Float[Array, '*n']) -> Float[Array, '*n']:
   return jnp.clip(jnp.floor(levels), 0, 255)
 
 
-def _blend(start, levels, factor):
+def _blend(
+  start: Float[Array, '*n'], levels: Float[Array, '*n'], factor: Scalar
+) -> Float[Array, '*n']:
   """PIL's `Image.blend`, which truncates."""
   return _to_grid(_truncate(start + factor * (levels - start)))
 
@@ -296,16 +298,22 @@ def _hsv_levels(image: Image) -> tuple[Float[Array, 'h w'], ...]:
   return jnp.where(hue < 0, hue + 180, hue), saturation, value
 
 
-def _positive(divisor):
+def _positive(divisor: Float[Array, 'h w']) -> Float[Array, 'h w']:
   return jnp.maximum(divisor, 1)
 
 
-def _fixed_point(number, factor):
+def _fixed_point(
+  number: Float[Array, 'h w'], factor: Float[Array, 'h w']
+) -> Float[Array, 'h w']:
   product = number.astype(jnp.int32) * factor.astype(jnp.int32)
   return ((product + (1 << 11)) >> 12).astype(number.dtype)
 
 
-def _from_hsv_levels(hue, saturation, value) -> Image:
+def _from_hsv_levels(
+  hue: Float[Array, 'h w'],
+  saturation: Float[Array, 'h w'],
+  value: Float[Array, 'h w'],
+) -> Image:
   # Each channel is the same tent of the hue, shifted by a third of the circle.
   shift = jnp.array([5.0, 3.0, 1.0], hue.dtype)
   distance = hue[..., None] / 30 + shift

@@ -16,6 +16,8 @@ def perlin_noise(
 ) -> Float[Array, 'h w']:
   """Gradient noise with quintic fade, scaled by sqrt(2) as in the release.
 
+  Perlin, "An image synthesizer", SIGGRAPH 1985, doi:10.1145/325334.325247.
+
   The noise at a pixel is bilinear in what depends on its row and what depends
   on its column, so the whole field is a product of small matrices. No pixel
   looks anything up, and the resolution is data: one compiled program serves
@@ -69,6 +71,8 @@ def _lattice_weights(
   return weights, slopes
 
 
-def _matmul(a: Float[Array, 'n k'], b: Float[Array, 'k m']):
+def _matmul(
+  a: Float[Array, 'n k'], b: Float[Array, 'k m']
+) -> Float[Array, 'n m']:
   # Accelerators would round the factors to fewer bits by default.
   return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

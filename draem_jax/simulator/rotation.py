@@ -1,4 +1,4 @@
-"""Rotation of images and noise about their centre."""
+"""Rotation of images and noise about their center."""
 
 import itertools
 
@@ -14,9 +14,9 @@ _INTERPOLATION_BITS = 5
 def rotate(
   image: Float[Array, 'h w *c'], *, degrees: Float[Array, ''] | float
 ) -> Float[Array, 'h w *c']:
-  """Rotates clockwise about the centre, bilinear, zero outside.
+  """Rotates clockwise about the center, bilinear, zero outside.
 
-  The centre is that of the pixel grid, ((w - 1) / 2, (h - 1) / 2), and source
+  The center is that of the pixel grid, ((w - 1) / 2, (h - 1) / 2), and source
   places are rounded as OpenCV's `warpAffine` rounds them.
 
   Args:
@@ -29,8 +29,8 @@ def rotate(
   image = jnp.asarray(image)
   height, width, *channels = image.shape
   row, column = _source_places(height, width, degrees)
-  row_pixels, row_weights = _neighbours(row, height, image.dtype)
-  column_pixels, column_weights = _neighbours(column, width, image.dtype)
+  row_pixels, row_weights = _neighbors(row, height, image.dtype)
+  column_pixels, column_weights = _neighbors(column, width, image.dtype)
   pixels = image.reshape(height * width, *channels)
   rotated = jnp.zeros_like(image)
   for i, j in itertools.product((0, 1), (0, 1)):
@@ -41,7 +41,7 @@ def rotate(
   return rotated
 
 
-def _neighbours(
+def _neighbors(
   place: Int[Array, 'h w'], size: int, dtype: jnp.dtype
 ) -> tuple[tuple[Int[Array, 'h w'], ...], tuple[Float[Array, 'h w'], ...]]:
   """The two pixels of an axis that a place lies between, and their weights."""
@@ -62,21 +62,23 @@ def _source_places(
   """Rows and columns to read for each pixel, in 1/32 of a pixel."""
   angle = jnp.deg2rad(degrees)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
-  centre_row, centre_column = (height - 1) / 2, (width - 1) / 2
-  rows = jnp.arange(height, dtype=cos.dtype) - centre_row
+  center_row, center_column = (height - 1) / 2, (width - 1) / 2
+  rows = jnp.arange(height, dtype=cos.dtype) - center_row
   columns = jnp.arange(width, dtype=cos.dtype)
   scale = 1 << _PLACE_BITS
 
-  def place(per_row, per_column, centre):
+  def place(
+    per_row: Array, per_column: Array, center: float
+  ) -> Int[Array, 'h w']:
     # OpenCV rounds a row's start and each column's share on their own.
-    start = per_row * rows - per_column * centre_column + centre
+    start = per_row * rows - per_column * center_column + center
     along_row = _round(per_column * columns * scale)
     shift = _PLACE_BITS - _INTERPOLATION_BITS
     half = 1 << (shift - 1)
     return (_round(start * scale)[:, None] + along_row + half) >> shift
 
-  return place(cos, -sin, centre_row), place(sin, cos, centre_column)
+  return place(cos, -sin, center_row), place(sin, cos, center_column)
 
 
-def _round(x):
+def _round(x: Float[Array, '*n']) -> Int[Array, '*n']:
   return jnp.round(x).astype(jnp.int32)

@@ -1,6 +1,8 @@
 """Training examples: what they hold, what they depend on, their statistics."""
 
+import dataclasses
 import functools
+import json
 
 import jax
 import jax.export
@@ -8,12 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from skimage import data as pictures
+from skimage import measure
 
 from benchmarks import fidelity_simulator
 from draem_jax.errors import UserError
-from draem_jax.simulator import augment, random_augment, simulate
+from draem_jax.simulator import (
+  augment,
+  masks,
+  perlin,
+  random_augment,
+  rotation,
+  sample,
+  simulate,
+)
+from draem_jax.simulator import textures as textures_part
+from draem_jax.simulator.options import Options
 
 _OPTIONS = fidelity_simulator.release_options()
+_ALWAYS = dataclasses.replace(
+  _OPTIONS, anomaly_probability=1.0, rotation_probability=0.5
+)
 _SHAPE = (40, 56)  # Neither square nor powers of two.
 
 
@@ -33,8 +49,9 @@ def _batch(count, shape=_SHAPE):
 
 
 @functools.cache
-def _compiled(function=simulate.simulate_batch, **options):
-  return jax.jit(functools.partial(function, **{**_OPTIONS, **options}))
+def _compiled(**changes):
+  options = dataclasses.replace(_OPTIONS, **changes)
+  return jax.jit(functools.partial(simulate.simulate_batch, options=options))
 
 
 def _keys(seed, count):
@@ -122,21 +139,16 @@ def _assert_near(left, right):
 
 def test_batch_in_turn_equals_batch_at_once(always):
   images, textures, example = always
-  options = {'anomaly_probability': 1.0, 'rotation_probability': 0.5}
-  single = functools.partial(simulate.simulate, **{**_OPTIONS, **options})
+  single = functools.partial(simulate.simulate, options=_ALWAYS)
   at_once = jax.jit(jax.vmap(single))(_keys(0, 24), images, textures)
   _assert_near(at_once, example)
 
 
 def test_eager_single_equals_compiled_batch(always):
   images, textures, example = always
-  options = {'anomaly_probability': 1.0, 'rotation_probability': 0.5}
   for place in (2, 7):
     alone = simulate.simulate(
-      _keys(0, 24)[place],
-      images[place],
-      textures[place],
-      **{**_OPTIONS, **options},
+      _keys(0, 24)[place], images[place], textures[place], _ALWAYS
     )
     _assert_near(alone, _at(example, place))
 
@@ -163,19 +175,21 @@ def test_options_reach_the_example():
   np.testing.assert_array_equal(example.augmented, example.image)
 
 
-@pytest.fixture(scope='module')
-def draws():
-  """What chance decides about 2,000 examples."""
-  options = {**_OPTIONS, 'threshold': (0.3, 0.7)}
-  draw = jax.jit(jax.vmap(functools.partial(simulate._draw, **options)))
-  return jax.tree.map(np.asarray, draw(_keys(3, 2000)))
-
-
-def test_operations_differ_and_come_in_any_order(draws):
-  assert draws.operations.shape == (2000, 3)
-  assert all(len(set(row)) == 3 for row in draws.operations)
-  for slot in draws.operations.T:
+def test_operations_differ_and_come_in_any_order():
+  sampled = jax.vmap(
+    lambda key: random_augment.sample_operations(key, _OPTIONS)
+  )(_keys(3, 2000))
+  operations, numbers = map(np.asarray, sampled)
+  assert operations.shape == (2000, 3)
+  assert all(len(set(row)) == 3 for row in operations)
+  for slot in operations.T:
     _assert_uniform_counts(np.bincount(slot, minlength=10))
+  columns = [*operations.T, *numbers.reshape(2000, -1).T]
+  for values in columns[3:]:
+    _assert_uniform_counts(np.histogram(values, 10, (0, 1))[0])
+  # Two of the operations exclude each other, which correlates them a little.
+  correlation = np.corrcoef(columns[2:]) - np.eye(len(columns) - 2)
+  assert np.abs(correlation).max() < 5 / np.sqrt(2000)
 
 
 def _assert_uniform_counts(counts):
@@ -183,32 +197,171 @@ def _assert_uniform_counts(counts):
   assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected))
 
 
-def test_lattices_are_the_powers_of_two_to_32(draws):
+@pytest.fixture
+def seen(monkeypatch):
+  """What the parts of 2,000 masks are made with."""
+  recorded = {}
+
+  def record(name):
+    inner = getattr(
+      {'perlin_noise': perlin, 'rotate': rotation, 'within': sample}[name], name
+    )
+
+    def recording(*arguments, **keywords):
+      recorded.setdefault(name, []).append((arguments, keywords))
+      return inner(*arguments, **keywords)
+
+    return recording
+
+  for module, name in (
+    (perlin, 'perlin_noise'),
+    (rotation, 'rotate'),
+    (sample, 'within'),
+  ):
+    monkeypatch.setattr(module, name, record(name))
+  options = dataclasses.replace(_OPTIONS, threshold=(0.3, 0.7))
+
+  def parts(key):
+    recorded.clear()
+    masks.perlin_mask(key, (8, 8), options)
+    (angles, resolution), _ = recorded['perlin_noise'][0]
+    degrees = recorded['rotate'][0][1]['degrees']
+    low, high = recorded['within'][1][0][0]
+    threshold = low + (high - low) * recorded['within'][1][0][1]
+    return angles[0, 0], resolution, degrees, threshold
+
+  return [np.asarray(x) for x in jax.vmap(parts)(_keys(3, 2000))]
+
+
+def test_parts_of_a_mask_fill_their_intervals_independently(seen):
+  angle, resolution, degrees, threshold = seen
   for axis in range(2):
-    values, counts = np.unique(draws.resolution[:, axis], return_counts=True)
+    values, counts = np.unique(resolution[:, axis], return_counts=True)
     assert values.tolist() == [1, 2, 4, 8, 16, 32]
     _assert_uniform_counts(counts)
-
-
-def test_numbers_fill_their_intervals_independently(draws):
-  columns = {
-    'image_degrees': (-90, 90),
-    'noise_degrees': (-90, 90),
-    'threshold': (0.3, 0.7),
-    'opacity': (0.2, 1.0),
-  }
-  uniform = [draws.angles[:, 0, 0] / (2 * np.pi), draws.numbers[:, 2, 0]]
-  for name, (low, high) in columns.items():
-    uniform.append((getattr(draws, name) - low) / (high - low))
+  uniform = [
+    angle / (2 * np.pi),
+    (degrees + 90) / 180,
+    (threshold - 0.3) / 0.4,
+  ]
   for values in uniform:
     _assert_uniform_counts(np.histogram(values, 10, (0, 1))[0])
     assert values.min() >= 0
     assert values.max() <= 1
-  uniform += [draws.is_rotated, draws.is_anomalous, draws.operations[:, 0]]
-  correlation = np.corrcoef(uniform) - np.eye(len(uniform))
+  columns = [*uniform, *np.log2(resolution).T]
+  correlation = np.corrcoef(columns) - np.eye(len(columns))
   assert np.abs(correlation).max() < 5 / np.sqrt(2000)
-  assert abs(draws.is_rotated.mean() - 0.3) < 0.05
-  assert abs(draws.is_anomalous.mean() - 0.5) < 0.05
+
+
+def test_rotation_presence_and_opacity_are_as_often_as_told():
+  # A white image shows its rotation in a corner, a black texture the opacity.
+  images = np.full((2000, 8, 8, 3), 255, np.uint8)
+  textures = np.zeros_like(images)
+  draw = _compiled(
+    num_augmentations=0, threshold=(-3.0, -3.0), rotation_degrees=(-45.0, -45.0)
+  )
+  example = draw(_keys(3, 2000), images, textures)
+  rotated = np.asarray(example.image)[:, 0, 0, 0] < 1
+  assert abs(rotated.mean() - 0.3) < 0.05
+  present = np.asarray(example.mask).any((1, 2))
+  assert abs(present.mean() - 0.5) < 0.05
+  opacity = 1 - np.asarray(example.augmented)[present, 4, 4, 0]
+  _assert_uniform_counts(np.histogram((opacity - 0.2) / 0.8, 10, (0, 1))[0])
+  assert opacity.min() >= 0.2
+  columns = np.corrcoef(rotated[present], opacity)
+  assert np.abs(columns[0, 1]) < 5 / np.sqrt(present.sum())
+  assert abs(np.corrcoef(rotated, present)[0, 1]) < 5 / np.sqrt(2000)
+
+
+def test_rectangles_are_rectangles_of_the_told_size():
+  options = dataclasses.replace(
+    _OPTIONS, rectangles=(1, 1), rectangle_sides=(0.2, 0.5)
+  )
+  draw = jax.jit(
+    jax.vmap(lambda key: masks.rectangle_mask(key, (40, 60), options))
+  )
+  corners = []
+  for mask in np.asarray(draw(_keys(0, 300))) > 0:
+    rows, columns = mask.any(1), mask.any(0)
+    np.testing.assert_array_equal(mask, rows[:, None] & columns)
+    assert 0.2 * 40 - 1 <= rows.sum() <= 0.5 * 40 + 1
+    assert 0.2 * 60 - 1 <= columns.sum() <= 0.5 * 60 + 1
+    assert np.abs(np.diff(rows.astype(int))).sum() <= 2  # In one piece.
+    corners.append((rows.argmax(), columns.argmax()))
+  assert np.ptp(corners, axis=0).min() > 20
+
+
+def test_rectangles_are_as_many_as_told_and_about_as_large_as_perlins():
+  options = Options(**{**vars(_OPTIONS), 'mask': 'rectangles'})
+  draw = jax.jit(
+    jax.vmap(lambda key: masks.rectangle_mask(key, (128, 128), options))
+  )
+  drawn = np.asarray(draw(_keys(1, 1000))) > 0
+  regions = np.array([measure.label(mask).max() for mask in drawn])
+  assert set(regions) == {1, 2, 3, 4}
+  reference = json.loads(
+    (fidelity_simulator.GOLDEN / 'simulator_reference.json').read_text()
+  )
+  area = reference['mask_area']['mean']
+  assert 0.8 < drawn.mean() / area < 1.25
+
+
+def test_colors_are_plain_and_uniform():
+  images = np.zeros((500, 8, 8, 3), np.uint8)
+  draw = _compiled(
+    texture='color',
+    anomaly_probability=1.0,
+    num_augmentations=0,
+    opacity=(1.0, 1.0),
+    threshold=(-3.0, -3.0),
+  )
+  anomaly = np.asarray(draw(_keys(0, 500), images, images).augmented)
+  np.testing.assert_array_equal(
+    anomaly, anomaly[:, :1, :1].repeat(8, 1).repeat(8, 2)
+  )
+  for channel in anomaly[:, 0, 0].T:
+    _assert_uniform_counts(np.histogram(channel, 8, (0, 1))[0])
+
+
+def test_another_part_leaves_the_others_as_they_were(always):
+  """A mask of another kind: rotation, presence and opacity stay."""
+  images, textures, example = always
+  other = _compiled(
+    anomaly_probability=1.0, rotation_probability=0.5, mask='rectangles'
+  )(_keys(0, 24), images, textures)
+  np.testing.assert_array_equal(other.image, example.image)
+  both = np.asarray(other.mask * example.mask) > 0
+  assert both.any()
+  # The same texture, changed alike and as opaque, shows through both masks.
+  np.testing.assert_array_equal(
+    np.asarray(other.augmented)[both], np.asarray(example.augmented)[both]
+  )
+  colored = _compiled(
+    anomaly_probability=1.0, rotation_probability=0.5, texture='color'
+  )(_keys(0, 24), images, textures)
+  np.testing.assert_array_equal(colored.mask, example.mask)
+  np.testing.assert_array_equal(colored.image, example.image)
+
+
+def test_one_more_mask_and_texture_are_one_entry_each(monkeypatch):
+  everywhere = lambda key, shape, options: jnp.ones(shape)
+  white = lambda key, texture: jnp.full_like(texture, 255)
+  monkeypatch.setitem(masks.MASKS, 'everywhere', everywhere)
+  monkeypatch.setitem(
+    textures_part.TEXTURES,
+    'white',
+    textures_part.Texture(white, reads_images=False),
+  )
+  images, textures = _batch(3)
+  example = _compiled(
+    mask='everywhere',
+    texture='white',
+    anomaly_probability=1.0,
+    num_augmentations=0,
+    opacity=(1.0, 1.0),
+  )(_keys(0, 3), images, textures)
+  assert (example.mask == 1).all()
+  assert (example.augmented == 1).all()
 
 
 def test_accelerators_get_no_loops():
@@ -228,11 +381,8 @@ def test_accelerators_get_no_loops():
   ],
 )
 def test_options_without_a_meaning(option, named):
-  images, textures = _batch(1)
   with pytest.raises(UserError, match=named):
-    simulate.simulate_batch(
-      _keys(0, 1), images, textures, **{**_OPTIONS, **option}
-    )
+    dataclasses.replace(_OPTIONS, **option)
 
 
 def test_every_operation_has_arguments():
@@ -252,7 +402,9 @@ def _assert_statistics(rows, names):
 def test_masks_have_the_statistics_of_the_release():
   images, textures = _batch(20, (256, 256))
   # Masks do not depend on textures, and every example may as well have one.
-  options = {**_OPTIONS, 'anomaly_probability': 1.0, 'num_augmentations': 0}
+  options = dataclasses.replace(
+    _OPTIONS, anomaly_probability=1.0, num_augmentations=0
+  )
   measured = fidelity_simulator.draw_statistics(
     images, textures, num_draws=1500, options=options
   )

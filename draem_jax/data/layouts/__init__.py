@@ -1,0 +1,3 @@
+"""The layouts of data sets on disk, by name."""
+
+LAYOUTS = {'mvtec': None}

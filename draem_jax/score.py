@@ -1,0 +1,130 @@
+"""From the networks' output to anomaly map and image score (section 3.4)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from draem_jax import losses
+from draem_jax.models import Output
+
+
+def softmax_map(
+  output: Output, image: Float[Array, 'b h w 3']
+) -> Float[Array, 'b h w']:
+  """The probability that a pixel is anomalous, by the logits."""
+  del image
+  return anomaly_map(output.logits)
+
+
+def ssim_map(
+  output: Output, image: Float[Array, 'b h w 3']
+) -> Float[Array, 'b h w']:
+  """1 - SSIM of image and reconstruction (table 3, Recon.-AE).
+
+  The mean over the channels; what is less alike than unrelated counts as 1.
+  """
+  similarity = losses.ssim(output.reconstruction, image, data_range=1.0)
+  return jnp.clip(1 - similarity.mean(axis=-1), 0, 1)
+
+
+def msgms_map(
+  output: Output, image: Float[Array, 'b h w 3']
+) -> Float[Array, 'b h w']:
+  """The MSGMS distance of image and reconstruction (table 3)."""
+  return losses.msgms_distance(output.reconstruction, image)
+
+
+class Map(NamedTuple):
+  """A way to make an anomaly map.
+
+  Attributes:
+    compute: the function of output and image [b h w 3] in [0, 1] that gives
+      the map [b h w], in [0, 1].
+    reads: what it reads of the output: 'reconstruction' or 'logits'.
+  """
+
+  compute: Callable[..., Float[Array, 'b h w']]
+  reads: str
+
+
+MAPS = {
+  'softmax': Map(softmax_map, 'logits'),
+  'ssim': Map(ssim_map, 'reconstruction'),
+  'msgms': Map(msgms_map, 'reconstruction'),
+}
+
+
+def anomaly_map(logits: Float[Array, '*b h w 2']) -> Float[Array, '*b h w']:
+  """Returns the probability in [0, 1] that a pixel is anomalous.
+
+  Channel 1 of the softmax over both channels, in float32 at least.
+  """
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return nn.sigmoid(logits[..., 1] - logits[..., 0])
+
+
+def image_score(
+  anomaly_map: Float[Array, '*b h w'] | Float[np.ndarray, '*b h w'],
+  *,
+  window: int = 21,
+) -> Float[Array, '*b']:
+  """Scores images: the maximum of the locally averaged map (eq. (5)).
+
+  Args:
+    anomaly_map: the maps, in [0, 1].
+    window: the side of the square averaged over, odd. Beyond the border the
+      map counts as 0, so that the mean is always over `window**2` values
+      (section 3.4 leaves the border open; this is the release's choice).
+
+  Returns:
+    Scores in [0, 1].
+
+  Raises:
+    ValueError: `window` is even or not positive.
+  """
+  if window < 1 or window % 2 == 0:
+    raise ValueError(f'window is {window}; it must be odd and positive')
+  height, width = anomaly_map.shape[-2:]
+  means = jnp.einsum(
+    'ih,...hw,jw->...ij',
+    window_mean(height, window, anomaly_map.dtype),
+    anomaly_map,
+    window_mean(width, window, anomaly_map.dtype),
+    precision=lax.Precision.HIGHEST,
+  )
+  return means.max(axis=(-2, -1))
+
+
+def map_and_score(
+  output: Output,
+  image: Float[Array, 'b h w 3'],
+  *,
+  map_name: str,
+  window: int,
+) -> tuple[Float[Array, 'b h w'], Float[Array, 'b']]:
+  """The anomaly maps of a batch and the scores of its images.
+
+  Args:
+    output: the networks' output.
+    image: what they saw, in [0, 1].
+    map_name: a key of `MAPS`.
+    window: the side of the square averaged over.
+  """
+  maps = MAPS[map_name].compute(output, image)
+  # One by one: a product of matrices rounds as the batch's shape wants it.
+  return maps, jax.lax.map(lambda each: image_score(each, window=window), maps)
+
+
+def window_mean(
+  size: int, window: int, dtype: DTypeLike
+) -> Float[Array, 'n n']:
+  """Returns the matrix that averages a line of `size` over a window."""
+  distance = np.abs(np.arange(size)[:, None] - np.arange(size))
+  return jnp.asarray((distance <= window // 2) / window, dtype)

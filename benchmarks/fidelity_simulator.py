@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from skimage import measure
 
-from configs import mvtec
+from draem_jax.configs import mvtec
 from draem_jax.data import images as image_files
 from draem_jax.data import textures as texture_files
 from draem_jax.simulator import augment, perlin, rotation, simulate

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks import record
-from configs import mvtec
+from draem_jax.configs import mvtec
 from draem_jax.data import textures as texture_files
 from draem_jax.simulator import simulate
 

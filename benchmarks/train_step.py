@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import contest, cost, record
-from configs import mvtec
 from draem_jax import command, sharding, train, train_step
+from draem_jax.configs import mvtec
 from draem_jax.data import textures as texture_files
 from draem_jax.simulator.simulate import Example
 

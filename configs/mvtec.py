@@ -1,70 +1,15 @@
 """DRÆM on MVTec AD, or on any folder of that layout.
 
-The recipe of the paper (Zavrtanik, Kristan, Skočaj: DRÆM, ICCV 2021, section
-4.1), at full width on 256x256:
-
   python -m draem_jax.main --config=configs/mvtec.py:bottle \
     --workdir=runs/bottle --config.data.dir=/data/mvtec_ad
 
-`:category` is a folder of `config.data.dir`, one of the 15 or the user's own;
-`:all` runs the 15 one after the other and writes a table. Behind a comma stands
-the preset, `paper` (the default) or `release`: `configs/mvtec.py:all,release`.
-The presets train on every good image, as published. A category of the user's
-own without a preset is the paper's recipe, too, but for a tenth of its good
-images, which choose the threshold instead.
+The recipes are those of `draem_jax.configs.mvtec`, which says what stands
+behind the colon. A recipe of one's own begins with one of them:
 
-Expected after the whole recipe (tables 1 and 2 of the paper): on bottle 99.2
-image AUROC, 99.1 pixel AUROC and 86.5 pixel AP; on average over the categories
-98.0, 97.3 and 68.4. Single categories vary between runs.
+  config = get_config('bottle,release')
+  config.learning_rate = 3e-4
 """
 
-from ml_collections import config_dict
+from draem_jax.configs.mvtec import get_config
 
-from draem_jax import config as config_lib
-from draem_jax import results
-
-PRESETS = ('paper', 'release')
-
-
-def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
-  """The config for `'category'`, `'category,preset'` or `'all'`."""
-  category, _, named_preset = (arguments or 'bottle').partition(',')
-  preset = named_preset or 'paper'
-  if preset not in PRESETS:
-    raise ValueError(
-      f'unknown preset {preset!r}: take one of {", ".join(PRESETS)}'
-    )
-  config = config_lib.default()
-  config.category = category
-  if preset == 'release':
-    release(config)
-  if not named_preset and category not in (*results.PAPER, 'all'):
-    config.eval.holdout = 0.1
-  return config
-
-
-def release(config: config_dict.ConfigDict) -> None:
-  """Changes `config` to what the authors' PyTorch release does."""
-  config.sampling = 'with_replacement'
-  config.learning_rate_factor = 0.2
-  config.learning_rate_milestones = (0.8, 0.9)
-  config.loss.data_range = 'from_batch'
-  config.eval.mask_threshold = 1.0
-  config.simulator.update(
-    rotation_probability=0.3,
-    rotation_degrees=(-90.0, 90.0),
-    threshold=(0.5, 0.5),
-    augmentations=(
-      'gamma_contrast',
-      'brightness',
-      'sharpness',
-      'hue_saturation',
-      'solarize',
-      'posterize',
-      'invert',
-      'autocontrast',
-      'equalize',
-      'rotate',
-    ),
-    opacity=(0.2, 1.0),
-  )
+__all__ = ['get_config']

@@ -7,11 +7,13 @@ import pathlib
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import resources
 
 import absl.logging
 import jax
-from absl import flags
+from absl import app, flags
 
+from draem_jax import interrupt
 from draem_jax.errors import UserError
 
 # What the operating system says when the user can mend it, and how.
@@ -33,8 +35,53 @@ class Stopped(Exception):
     self.status = status
 
 
+def run(main: Callable[[list[str]], None], define: Callable[[], None]) -> None:
+  """Runs a command from flags to exit status.
+
+  Args:
+    main: what the command does, with the arguments that are no flags.
+    define: what defines its flags: only now, since other commands of the same
+      process have flags of the same names.
+  """
+  define()
+  app.run(wrap(main), flags_parser=parse_flags)
+
+
+def required(*names: str) -> None:
+  """Raises a `UserError` for the first of these flags that is not given."""
+  for name in names:
+    if not flags.FLAGS[name].value:
+      raise UserError(f'--{name} is missing: see --help')
+
+
+def refuse_arguments(argv: list[str], hint: str = '') -> None:
+  """Raises a `UserError` if there is an argument that is no flag."""
+  if len(argv) > 1:
+    raise UserError(f'unknown argument {argv[1]!r}: flags begin with --{hint}')
+
+
+def find_config(path: str) -> str:
+  """A config file that is there: an install has no `configs/` of its own.
+
+  Args:
+    path: as `--config` has it, such as `configs/mvtec.py:bottle`.
+  """
+  file, colon, arguments = path.partition(':')
+  packaged = resources.files('draem_jax.configs') / pathlib.Path(file).name
+  is_preset = pathlib.Path(file).parent.name in ('', 'configs')
+  if not os.path.exists(file) and is_preset and packaged.is_file():
+    file = str(packaged)
+  return file + colon + arguments
+
+
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a mistake there is one line and exit status 2."""
+  argv = [
+    f'--config={find_config(argument[9:])}'
+    if argument.startswith('--config=')
+    else argument
+    for argument in argv
+  ]
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
@@ -58,6 +105,9 @@ def wrap(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     except Stopped as stop:
       print(stop, file=sys.stderr)
       sys.exit(stop.status)
+    except interrupt.Interrupted as stop:
+      print(stop, file=sys.stderr)
+      sys.exit(128 + stop.signal_number)
     except OSError as error:
       if error.errno not in _REMEDIES:
         raise

@@ -16,7 +16,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from draem_jax import command, models, train
 from draem_jax.errors import UserError
@@ -209,12 +209,9 @@ def write_workdir(
 
 def main(argv: list[str]) -> None:
   """Imports the pair that the flags name."""
-  if len(argv) > 1:
-    raise UserError(f'unknown argument {argv[1]!r}: flags begin with --')
+  command.refuse_arguments(argv)
+  command.required('reconstructive', 'discriminative', 'workdir')
   given = flags.FLAGS
-  for name in ('reconstructive', 'discriminative', 'workdir'):
-    if given[name].value is None:
-      raise UserError(f'--{name} is missing: name a file or folder')
   variables = load_torch_checkpoint(
     given.reconstructive,
     given.discriminative,
@@ -233,9 +230,8 @@ def main(argv: list[str]) -> None:
   )
 
 
-def run() -> None:
-  """The console entry point."""
-  # Not where the module is imported, for other commands have such flags, too.
+def define_flags() -> None:
+  """Defines the flags of this command."""
   flags.DEFINE_string(
     'reconstructive', None, 'State dict of the reconstructive network.'
   )
@@ -249,7 +245,11 @@ def run() -> None:
     CHANNEL_ORDERS,
     'Of the images that the networks were trained on; the published ones: bgr.',
   )
-  app.run(command.wrap(main), flags_parser=command.parse_flags)
+
+
+def run() -> None:
+  """The console entry point `draem-import-torch`."""
+  command.run(main, define_flags)
 
 
 class _Entry(NamedTuple):

@@ -1,28 +1,39 @@
-"""Signals that ask a run to stop: noted, so that it can save and say so."""
+"""Signals that ask a command to stop: at once, or where it can save."""
 
+import contextlib
 import logging
 import signal
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 _log = logging.getLogger(__name__)
 
+_SIGNALS = signal.SIGINT, signal.SIGTERM
 
-class Interrupted(Exception):
-  """A signal ended the training; the state at that step was saved."""
 
-  def __init__(self, step: int, signal_number: int):
-    super().__init__(step)
-    self.step = step
+class Interrupted(KeyboardInterrupt):
+  """A signal ended the command in order; `command.wrap` makes it a status.
+
+  Not an `Exception`, which libraries would swallow.
+  """
+
+  def __init__(self, signal_number: int, message: str):
+    super().__init__(message)
     self.signal_number = signal_number
 
 
 class SignalWatch:
-  """Notes SIGTERM and SIGINT instead of dying; a second one ends at once."""
+  """Notes SIGTERM and SIGINT instead of dying; a second one ends at once.
+
+  Attributes:
+    caught: the number of the signal that came, or 0.
+  """
 
   def __enter__(self) -> 'SignalWatch':
     self.caught = 0
     self._before = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
       try:
         self._before[number] = signal.signal(number, self._note)
       except ValueError:  # Not the main thread, as in a notebook's worker.
@@ -38,4 +49,28 @@ class SignalWatch:
 
   def __exit__(self, *unused: Any) -> None:
     for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def raised(*, notice: str, message: str) -> Iterator[None]:
+  """Raises `Interrupted` where a signal comes; a second one ends at once.
+
+  Args:
+    notice: the line that is printed at once.
+    message: the line that the command ends with.
+  """
+
+  def stop(number: int, frame: Any) -> None:
+    del frame
+    for each in _SIGNALS:
+      signal.signal(each, signal.SIG_DFL)
+    print(notice, file=sys.stderr)
+    raise Interrupted(number, message)
+
+  before = {number: signal.signal(number, stop) for number in _SIGNALS}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
       signal.signal(number, handler)

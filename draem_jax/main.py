@@ -6,31 +6,33 @@ python -m draem_jax.main --config=configs/mvtec.py:bottle --workdir=runs/bottle
 import pathlib
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from draem_jax import command, experiment, interrupt, report, results, sharding
+from draem_jax import command, experiment, report, results, sharding
 from draem_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'What to run: configs/mvtec.py:bottle, say.'
-)
-_WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder of the run; runs/<category> by default.'
-)
+
+def define_flags() -> None:
+  """Defines the flags of this command."""
+  config_flags.DEFINE_config_file(
+    'config', None, 'What to run: configs/mvtec.py:bottle, say.'
+  )
+  flags.DEFINE_string(
+    'workdir', None, 'Folder of the run; runs/<category> by default.'
+  )
 
 
 def main(argv: list[str]) -> None:
   """Runs the categories of the config, one after the other."""
-  if len(argv) > 1:
-    raise UserError(f'unknown argument {argv[1]!r}: flags begin with --')
-  if _CONFIG.value is None:
+  command.refuse_arguments(argv)
+  config = flags.FLAGS.config
+  if config is None:
     raise UserError('--config is missing: try --config=configs/demo.py')
   sharding.start_distributed()
   if not sharding.is_main_process():
     command.be_quiet()
   command.use_compilation_cache()
-  config = _CONFIG.value
   try:
     category = config.category
   except OSError as error:  # config_flags tells of a missing file only now.
@@ -39,19 +41,12 @@ def main(argv: list[str]) -> None:
       f'--config={path} cannot be read: name a config file, such as'
       ' configs/demo.py'
     ) from error
-  workdir = pathlib.Path(_WORKDIR.value or f'runs/{category}')
+  workdir = pathlib.Path(flags.FLAGS.workdir or f'runs/{category}')
   categories = experiment.list_categories(config.to_dict())
-  try:
-    if category != 'all':
-      rows = [experiment.train_and_evaluate(config.to_dict(), workdir)]
-    else:
-      rows = [_run_one(config, name, workdir / name) for name in categories]
-  except interrupt.Interrupted as stop:
-    raise command.Stopped(
-      f'stopped and saved at step {stop.step}: the same command goes on from'
-      ' there',
-      128 + stop.signal_number,
-    ) from stop
+  if category != 'all':
+    rows = [experiment.train_and_evaluate(config.to_dict(), workdir)]
+  else:
+    rows = [_run_one(config, name, workdir / name) for name in categories]
   if sharding.is_main_process():
     if category == 'all':
       results.write_table(workdir / 'results.md', rows)
@@ -70,8 +65,8 @@ def _run_one(config: Any, category: str, workdir: pathlib.Path) -> Any:
 
 
 def run() -> None:
-  """The console entry point."""
-  app.run(command.wrap(main), flags_parser=command.parse_flags)
+  """The console entry point `draem-train`."""
+  command.run(main, define_flags)
 
 
 if __name__ == '__main__':

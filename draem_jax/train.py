@@ -299,7 +299,11 @@ def train(
           _write_panel(trainer, state, step, workdir, writer)
         if stop and not last:
           checkpointer.wait()
-          raise interrupt.Interrupted(step, stop)
+          raise interrupt.Interrupted(
+            stop,
+            f'stopped and saved at step {step}: the same command goes on from'
+            ' there',
+          )
     checkpointer.wait()
   finally:
     profiler.close()

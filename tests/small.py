@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from configs import mvtec
+from draem_jax.configs import mvtec
 
 
 def small_config(**overrides):

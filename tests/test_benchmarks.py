@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from benchmarks import contest, cost, inference, startup, train_step
-from configs import mvtec
 from draem_jax import command
+from draem_jax.configs import mvtec
 
 
 @pytest.fixture(autouse=True)

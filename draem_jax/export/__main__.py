@@ -9,7 +9,7 @@ python -m draem_jax.export --workdir=runs/bottle --format=onnx --output=out/
 import pathlib
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import flags
 
 from draem_jax import command, import_torch
 from draem_jax import workdir as workdir_lib
@@ -27,12 +27,9 @@ FORMATS: dict[str, tuple[Callable[..., list[str]], str]] = {
 
 def main(argv: list[str]) -> None:
   """Writes the run that the flags name in the format that they name."""
-  if len(argv) > 1:
-    raise UserError(f'unknown argument {argv[1]!r}: flags begin with --')
+  command.refuse_arguments(argv)
+  command.required('workdir', 'format', 'output')
   given = flags.FLAGS
-  for name in ('workdir', 'format', 'output'):
-    if not given[name].value:
-      raise UserError(f'--{name} is missing: see --help')
   workdir, output = (
     pathlib.Path(path).expanduser() for path in (given.workdir, given.output)
   )
@@ -51,9 +48,8 @@ def main(argv: list[str]) -> None:
     print(line)
 
 
-def run() -> None:
-  """The console entry point."""
-  # Not where the module is imported, for other commands have such flags, too.
+def define_flags() -> None:
+  """Defines the flags of this command."""
   flags.DEFINE_string('workdir', None, 'Folder of the trained run.')
   flags.DEFINE_enum('format', None, list(FORMATS), 'What to write.')
   flags.DEFINE_string('output', None, 'Folder to write to.')
@@ -64,7 +60,11 @@ def run() -> None:
     'Of the images that what is written shall expect; by default bgr for torch,'
     ' as the release feeds them, and rgb for others.',
   )
-  app.run(command.wrap(main), flags_parser=command.parse_flags)
+
+
+def run() -> None:
+  """The console entry point `draem-export`."""
+  command.run(main, define_flags)
 
 
 if __name__ == '__main__':

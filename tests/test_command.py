@@ -1,0 +1,84 @@
+"""The commands: imported together, found in an install, refusing mistakes."""
+
+import importlib
+import importlib.metadata
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from draem_jax import command, interrupt
+from draem_jax.configs import demo
+from draem_jax.errors import UserError
+
+COMMANDS = 'main', 'predict', 'import_torch', 'export.__main__'
+
+
+def test_all_commands_can_be_imported_in_one_process():
+  for name in COMMANDS:
+    module = importlib.import_module(f'draem_jax.{name}')
+    assert callable(module.run)
+  assert 'workdir' not in flags.FLAGS
+
+
+def test_the_console_entry_points_are_there():
+  scripts = importlib.metadata.entry_points(group='console_scripts')
+  found = {
+    script.name: script.load()
+    for script in scripts
+    if script.name.startswith('draem-')
+  }
+  assert set(found) == {
+    'draem-train',
+    'draem-predict',
+    'draem-export',
+    'draem-import-torch',
+  }
+  assert all(callable(run) for run in found.values())
+
+
+def test_an_install_finds_the_configs_it_came_with(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  found = command.find_config('configs/demo.py:fast')
+  path, _, arguments = found.rpartition(':')
+  assert pathlib.Path(path) == pathlib.Path(demo.__file__)
+  assert arguments == 'fast'
+  assert command.find_config('elsewhere/demo.py') == 'elsewhere/demo.py'
+  (tmp_path / 'configs').mkdir()
+  (tmp_path / 'configs' / 'demo.py').touch()
+  assert command.find_config('configs/demo.py') == 'configs/demo.py'
+
+
+def test_outside_a_checkout_the_config_is_read(tmp_path):
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'draem_jax.main'),
+      *('--config=configs/mvtec.py:cup', '--config.image_size=33'),
+    ],
+    cwd=tmp_path,
+    text=True,
+    capture_output=True,
+    timeout=300,
+  )
+  assert done.returncode == 2
+  assert 'config.image_size=33' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+  ('failure', 'status', 'words'),
+  [
+    (UserError('a: remedy'), 2, 'error: a: remedy'),
+    (command.Stopped('some are broken', 1), 1, 'some are broken'),
+    (interrupt.Interrupted(15, 'saved'), 143, 'saved'),
+  ],
+)
+def test_how_a_command_ends(failure, status, words, capsys):
+  def main(argv):
+    raise failure
+
+  with pytest.raises(SystemExit) as end:
+    command.wrap(main)([])
+  assert end.value.code == status
+  assert capsys.readouterr().err.strip() == words

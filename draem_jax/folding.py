@@ -17,27 +17,36 @@ def fold(variables: Mapping[str, Any]) -> dict[str, Any]:
   """Folds every batch norm, exactly but for the rounding of the result.
 
   Args:
-    variables: 'params' and 'batch_stats' of `models.Draem` or of a part of it,
-      on the host.
+    variables: the 'params' and 'batch_stats' of `models.Networks` or of a part
+      of it, on the host.
 
   Returns:
     Variables for the same module with `train=False`: 'params' that hold a
     kernel and a bias for each convolution, computed in float64 and stored in
-    the dtype that they had, and no 'batch_stats'.
+    the dtype that they had, and of 'batch_stats' what is no batch norm's.
   """
-  statistics = variables.get('batch_stats', {})
-  return {'params': _fold(variables.get('params', {}), statistics)}
+  params, statistics = _fold(
+    variables.get('params', {}), variables.get('batch_stats', {})
+  )
+  return {'params': params} | (
+    {'batch_stats': statistics} if statistics else {}
+  )
 
 
-def _fold(params, statistics):
+def _fold(
+  params: Mapping[str, Any], statistics: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The folded parameters, and the statistics that are still needed."""
   if 'norm_scale' in params:
-    return _fold_layer(**params, **statistics)
-  return {
-    name: _fold(child, statistics.get(name, {}))
-    if isinstance(child, Mapping)
-    else child
-    for name, child in params.items()
-  }
+    return _fold_layer(**params, **statistics), {}
+  folded, left = dict(params), dict(statistics)
+  for name, child in params.items():
+    if isinstance(child, Mapping):
+      folded[name], rest = _fold(child, statistics.get(name, {}))
+      left.pop(name, None)
+      if rest:
+        left[name] = rest
+  return folded, left
 
 
 def _fold_layer(

@@ -1,12 +1,15 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import random_images, small_config
 
-from draem_jax import sharding, train
+from draem_jax import score, sharding, train, train_step
 from draem_jax.draw import sample_batch
 from draem_jax.errors import UserError
+from draem_jax.simulator import simulate
 
 IMAGES, TEXTURES = random_images(7), random_images(5, seed=1)
 
@@ -135,3 +138,61 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     train.train(trainer, tmp_path)
   lines = (tmp_path / 'metrics.jsonl').read_text()
   assert 'NaN' not in lines
+
+
+def test_the_step_learns_one_batch():
+  """The loss falls, and the map tells the mask from the rest."""
+  trainer = make_trainer(**{'model.reconstructive_width': 8})
+  example = simulate.simulate_batch(
+    jax.random.split(jax.random.key(1), 4),
+    IMAGES[:4],
+    TEXTURES[:4],
+    dataclasses.replace(
+      trainer.options,
+      anomaly_probability=1.0,
+      opacity=(0.8, 1.0),
+      mask='rectangles',
+    ),
+  )
+  optimizer = train.make_optimizer(lambda step: 3e-3)
+  update = jax.jit(
+    train_step.make_update(
+      trainer.model, optimizer, train.make_recipe(trainer.config)
+    )
+  )
+  state = trainer.init_state().replace(step=jnp.int32(0))
+  losses = []
+  for _ in range(60):
+    state, metrics = update(state, example)
+    losses.append(float(metrics['loss']))
+  assert losses[-1] < 0.4 * losses[0]
+  assert np.mean(losses[-5:]) < np.mean(losses[20:25])
+  output, _ = trainer.model.apply(
+    state.variables, example.augmented, train=True, mutable=['batch_stats']
+  )
+  maps, inside = score.anomaly_map(output.logits), example.mask > 0
+  assert maps[inside].mean() > maps[~inside].mean() + 0.5
+
+
+def test_the_average_follows_the_variables():
+  trainer = make_trainer(ema=0.9)
+  state = trainer.init_state()
+  expected = jax.device_get(state.evaluated)
+  jax.tree.map(np.testing.assert_array_equal, expected, state.variables)
+  for step in range(4):
+    state, _ = trainer.step(state, step)
+    keep = min(0.9, (1 + step) / (10 + step))
+    expected = jax.tree.map(
+      lambda old, new, keep=keep: keep * old + (1 - keep) * new,
+      expected,
+      jax.device_get(state.variables),
+    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6),
+    jax.device_get(state.evaluated),
+    expected,
+  )
+  plain, _ = run_steps(make_trainer(), count=4)
+  jax.tree.map(np.testing.assert_array_equal, plain.variables, state.variables)
+  assert plain.ema is None
+  assert plain.evaluated is not state.evaluated

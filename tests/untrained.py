@@ -1,7 +1,6 @@
 """A workdir that looks trained, made in a moment from random weights."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from small import small_config
 
@@ -27,11 +26,10 @@ def write_workdir(folder, *, seed=0, thresholds=(0.5, 0.5), **overrides):
 def random_variables(widths, seed):
   """Weights that keep activations alive, so that maps differ by image."""
   rng = np.random.default_rng(seed)
-  model = models.Draem(**widths)
-  shapes = jax.eval_shape(
-    lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False),
-    jax.random.key(0),
+  model = models.make(
+    {'model': {'name': 'draem', **widths}, 'dtype': 'float32'}
   )
+  shapes = models.abstract_variables(model)
 
   def fill(path, leaf):
     name, shape = path[-1].key, leaf.shape

@@ -19,11 +19,34 @@ class Found:
     root: the folder, absolute.
     names: paths of the files in it, with slashes, sorted.
     unreadable: folders that could not be looked into.
+    others: paths of files in it that are no images.
   """
 
   root: pathlib.Path
   names: list[str]
   unreadable: list[str]
+  others: list[str] = dataclasses.field(default_factory=list)
+
+
+def list_images(folder: str | os.PathLike[str]) -> Found:
+  """Lists the image files below a folder, at any depth.
+
+  Hidden files and folders are left out. Links are followed, but not round: no
+  folder counts twice.
+
+  Args:
+    folder: the top.
+
+  Returns:
+    What is there, in the order of the folders' and then the files' names.
+  """
+  unreadable, names, others = [], [], []
+  for file in _walk(os.fspath(folder), unreadable):
+    name = os.path.relpath(file, folder).replace(os.sep, '/')
+    (names if images.is_image(name) else others).append(name)
+  in_order = lambda names: sorted(names, key=lambda name: name.split('/'))
+  root = pathlib.Path(os.path.abspath(folder))
+  return Found(root, in_order(names), unreadable, in_order(others))
 
 
 def find_images(
@@ -46,12 +69,13 @@ def find_images(
   path = os.path.abspath(os.path.expanduser(pattern))
   unreadable = []
   if os.path.isdir(path):
-    root, files = path, _walk(path, unreadable)
+    root, files = path, filter(images.is_image, _walk(path, unreadable))
   elif os.path.exists(path):
     # A file that is named counts as an image, whatever its suffix.
     root, files = os.path.dirname(path), [path]
   elif glob.has_magic(path):
-    root, files = _fixed_part(path), _expand(path, unreadable)
+    root = _fixed_part(path)
+    files = filter(images.is_image, _expand(path, unreadable))
   else:
     raise UserError(
       f'--images={pattern} does not exist: name an image, a folder or a glob'
@@ -71,7 +95,7 @@ def find_images(
 
 
 def _walk(top: str, unreadable: list[str]) -> Iterator[str]:
-  """Image files below a folder; each folder once, whatever links say."""
+  """Files below a folder; each folder once, whatever links say."""
   visited = set()
   note = lambda error: unreadable.append(error.filename)
   for folder, inner, files in os.walk(top, followlinks=True, onerror=note):
@@ -83,7 +107,7 @@ def _walk(top: str, unreadable: list[str]) -> Iterator[str]:
     # Sorted, so that the same of two links is followed every time.
     inner[:] = sorted(name for name in inner if not name.startswith('.'))
     for name in files:
-      if images.is_image(pathlib.PurePath(name)):
+      if not name.startswith('.'):
         yield os.path.join(folder, name)
 
 
@@ -91,7 +115,7 @@ def _expand(pattern: str, unreadable: list[str]) -> Iterator[str]:
   for match in glob.iglob(pattern, recursive=True):
     if os.path.isdir(match):
       yield from _walk(match, unreadable)
-    elif images.is_image(pathlib.PurePath(match)):
+    else:
       yield match
 
 

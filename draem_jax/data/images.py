@@ -22,8 +22,9 @@ SUFFIXES = frozenset(
 _LOSSY_FORMATS = ('JPEG', 'MPO', 'WEBP')
 
 
-def is_image(path: pathlib.Path) -> bool:
+def is_image(path: str | os.PathLike[str]) -> bool:
   """Whether the name is that of an image file: by suffix, hidden ones not."""
+  path = pathlib.PurePath(path)
   return path.suffix.lower() in SUFFIXES and not path.name.startswith('.')
 
 

@@ -12,7 +12,7 @@ import skimage.data
 import skimage.util
 from jaxtyping import UInt8
 
-from draem_jax.data import images
+from draem_jax.data import files, images
 from draem_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -160,33 +160,24 @@ def _open_folder(
       f"config.data.textures={folder} is not a folder: give 'dtd', 'builtin'"
       ' or a folder of images'
     )
-  paths = _find_images(folder)
-  if not paths:
+  found = files.list_images(folder)
+  if found.unreadable:
+    _log.warning(
+      'passed over %d folders of textures that cannot be read, such as %s',
+      len(found.unreadable),
+      found.unreadable[0],
+    )
+  if not found.names:
     raise UserError(
       f'config.data.textures={folder} holds no images, at no depth: give'
       " 'dtd', 'builtin' or a folder of images"
     )
   digest = hashlib.sha256(str(folder.resolve()).encode())
-  for path in paths:
-    stat = path.stat()
-    name = path.relative_to(folder).as_posix()
+  for name in found.names:
+    stat = (folder / name).stat()
     digest.update(f'{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n'.encode())
-  decode = lambda index: images.read_image(paths[index])
-  return digest.hexdigest()[:16], len(paths), decode
-
-
-def _find_images(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Every image below a folder, sorted; links are followed, but not round."""
-  found, seen = [], set()
-  for root, folders, files in os.walk(folder, followlinks=True):
-    real = os.path.realpath(root)
-    if real in seen:
-      folders.clear()
-      continue
-    seen.add(real)
-    folders[:] = sorted(name for name in folders if name[0] != '.')
-    found += [pathlib.Path(root, name) for name in files]
-  return sorted(path for path in found if images.is_image(path))
+  decode = lambda index: images.read_image(folder / found.names[index])
+  return digest.hexdigest()[:16], len(found.names), decode
 
 
 def _decode_all(

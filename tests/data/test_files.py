@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from draem_jax.data.files import find_images
+from draem_jax.data.files import find_images, list_images
 from draem_jax.errors import UserError
 
 
@@ -97,6 +97,26 @@ def test_folders_that_cannot_be_read_are_told(tree, monkeypatch):
   found = find_images(str(tree / 'deep'))
   assert found.names == ['a.png']
   assert found.unreadable == [str(tree / 'deep' / 'er')]
+
+
+def test_a_list_goes_folder_by_folder_and_tells_what_is_no_image(tree):
+  (tree / 'deep-1.png').touch()
+  (tree / 'deep' / '.notes').touch()
+  found = list_images(tree)
+  assert found.root == tree
+  # Neither the order of whole paths, in which '-' comes before '/', nor the
+  # disk's: textures are numbered by it.
+  assert found.names == [
+    'A.JPG',
+    'a.png',
+    'deep/a.png',
+    'deep/er/b.tif',
+    'deep-1.png',
+    'odd [1]/c.png',
+    'out/maps/a.png',
+  ]
+  assert found.others == ['notes.txt']
+  assert list_images(tree / 'nowhere').unreadable == [str(tree / 'nowhere')]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 
 from draem_jax import figures, metrics, plots, report
 from draem_jax import workdir as workdir_lib
-from draem_jax.data.mvtec_ad import Category
+from draem_jax.data.category import Category
 from draem_jax.detector import Detector, Scored
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from draem_jax import config as config_lib
 from draem_jax import evaluate, sharding, train, writer
 from draem_jax import workdir as workdir_lib
-from draem_jax.data import demo, mvtec_ad, resident, textures
+from draem_jax.data import demo, layouts, resident, textures
+from draem_jax.data.category import Category, load_category
 from draem_jax.detector import Detector, write_thresholds
 from draem_jax.errors import UserError
 
@@ -86,10 +87,11 @@ def train_and_evaluate(
 
 
 def list_categories(config: Mapping[str, Any]) -> list[str]:
-  """The categories that `config.category` names, `'all'` being several."""
+  """What `config.category` names, `'all'` being every one of the folder."""
   if config['category'] != 'all':
     return [config['category']]
-  return mvtec_ad.list_categories(config['data']['dir'])
+  data = config['data']
+  return layouts.list_categories(data['dir'], layout=_layout(data))
 
 
 def split_holdout(
@@ -120,7 +122,7 @@ def split_holdout(
 def _evaluate(
   config: Mapping[str, Any],
   workdir: pathlib.Path,
-  category: mvtec_ad.Category,
+  category: Category,
   *,
   trainer: train.Trainer,
   variables: Mapping[str, Any],
@@ -165,17 +167,21 @@ def _evaluate(
 
 def _load(
   config: Mapping[str, Any], workdir: pathlib.Path
-) -> tuple[mvtec_ad.Category, UInt8[np.ndarray, 't h w 3']]:
+) -> tuple[Category, UInt8[np.ndarray, 't h w 3']]:
   data = config['data']
   size = config['image_size']
-  data_dir, exclude = data['dir'], ()
+  data_dir, layout, exclude = data['dir'], _layout(data), ()
   if data_dir == BUILTIN:
-    data_dir, exclude = workdir / 'data', (demo.SURFACE,)
+    data_dir, layout, exclude = workdir / 'data', 'mvtec', (demo.SURFACE,)
     demo.write_demo_category(data_dir)
   tfds_dir = data['tfds_dir'] or workdir / 'tfds'
   _log.info('loading %s', pathlib.Path(data_dir) / config['category'])
-  category = mvtec_ad.load_category(
-    data_dir, config['category'], image_size=size, tfds_dir=tfds_dir
+  category = load_category(
+    data_dir,
+    config['category'],
+    image_size=size,
+    tfds_dir=tfds_dir,
+    layout=layout,
   )
   _log.info('loading the textures: %s', data['textures'])
   texture_images = textures.load_textures(
@@ -189,6 +195,10 @@ def _load(
     sharding.device_name(),
   )
   return category, texture_images
+
+
+def _layout(data: Mapping[str, Any]) -> str:
+  return data.get('layout', 'mvtec')
 
 
 def _checksum(images: np.ndarray) -> str:

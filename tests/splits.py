@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 
 from draem_jax import evaluate
-from draem_jax.data.mvtec_ad import Category
+from draem_jax.data.category import Category
 from draem_jax.detector import Scored, Thresholds
 
 
@@ -30,6 +30,7 @@ def make_category(*, count=24, size=32, masks=True):
       f'test/{defect}/{index:03}.png' for index, defect in enumerate(defects)
     ],
     test_defects=defects,
+    labels=np.array([defect != 'good' for defect in defects]),
   )
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Bool
 
 from draem_jax import figures, metrics
 from draem_jax import workdir as workdir_lib
+from draem_jax.data.category import Category
 from draem_jax.data.images import map_parallel
-from draem_jax.data.mvtec_ad import Category
 from draem_jax.detector import Scored, Thresholds
 from draem_jax.report import charts, details, document, pictures, scores
 from draem_jax.report.document import escape

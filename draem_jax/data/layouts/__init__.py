@@ -1,3 +1,93 @@
-"""The layouts of data sets on disk, by name."""
+"""How data sets lie on disk: one module a layout, each a line of `LAYOUTS`.
 
-LAYOUTS = {'mvtec': None}
+A layout says what is special about it, by three names:
+
+- `EXPECTED`: the files that make a folder a category, as a message shows them.
+- `is_category(folder)`: whether a folder is a category.
+- `read(folder)`: the images of a category, as `contents.Contents`.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+from draem_jax.data.layouts import mvtec
+from draem_jax.errors import UserError
+
+LAYOUTS: dict[str, Any] = {
+  'mvtec': mvtec,
+}
+
+
+def get(layout: str) -> Any:
+  """The layout of that name.
+
+  Raises:
+    UserError: if there is none.
+  """
+  if layout not in LAYOUTS:
+    raise UserError(
+      f'config.data.layout={layout!r}: take one of {", ".join(sorted(LAYOUTS))}'
+    )
+  return LAYOUTS[layout]
+
+
+def list_categories(
+  data_dir: str | os.PathLike[str], *, layout: str = 'mvtec'
+) -> list[str]:
+  """Names of the categories in a folder, sorted.
+
+  Args:
+    data_dir: the folder of categories.
+    layout: a name in `LAYOUTS`.
+
+  Raises:
+    UserError: if there is no such folder or no category in it.
+  """
+  is_category, expected = get(layout).is_category, get(layout).EXPECTED
+  data_dir = pathlib.Path(data_dir)
+  if not data_dir.is_dir():
+    raise UserError(
+      f'{data_dir} is not a folder: set config.data.dir to a folder of'
+      f' categories ({expected})'
+    )
+  if is_category(data_dir):
+    parent, name = os.path.split(data_dir.absolute())
+    raise UserError(
+      f'{data_dir} is itself a category: set config.data.dir to {parent} and'
+      f' the category to {name}'
+    )
+  names = sorted(path.name for path in data_dir.iterdir() if is_category(path))
+  if not names:
+    raise UserError(
+      f'{data_dir} holds no category: set config.data.dir to a folder of'
+      f' categories ({expected}), or config.data.layout to how yours lie'
+    )
+  return names
+
+
+def find_category(
+  data_dir: str | os.PathLike[str], category: str, *, layout: str = 'mvtec'
+) -> pathlib.Path:
+  """The folder of a category.
+
+  Args:
+    data_dir: the folder of categories.
+    category: the name of one of them.
+    layout: a name in `LAYOUTS`.
+
+  Raises:
+    UserError: if there is no such category, or it lies in another layout.
+  """
+  data_dir = pathlib.Path(data_dir)
+  names = list_categories(data_dir, layout=layout)
+  if category in names:
+    return data_dir / category
+  if category in os.listdir(data_dir):
+    raise UserError(
+      f'{data_dir / category} is not in the layout {layout!r}: put images where'
+      f' it expects them ({get(layout).EXPECTED}), or set config.data.layout'
+    )
+  raise UserError(
+    f'{data_dir} has no category {category!r}: there are {", ".join(names)}'
+  )

@@ -1,23 +1,20 @@
 """Categories: layout, preparation, loading, and what goes wrong with them."""
 
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
-from draem_jax.data import layout, mvtec_ad
+from draem_jax import paper
+from draem_jax.data import builder, layouts
+from draem_jax.data.category import load_category
+from draem_jax.data.layouts import contents
 from draem_jax.errors import UserError
-
-USER_DATA = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
-needs_user_data = pytest.mark.skipif(
-  not (USER_DATA / 'bottle').is_dir(),
-  reason='needs real categories in ../shared/data',
-)
 
 
 def write(path, image, **options):
@@ -62,9 +59,13 @@ def data_dir(tmp_path):
   return root
 
 
-def load(data_dir, category='part', size=16):
-  return mvtec_ad.load_category(
-    data_dir, category, image_size=size, tfds_dir=data_dir.parent / 'tfds'
+def load(data_dir, category='part', size=16, **options):
+  return load_category(
+    data_dir,
+    category,
+    image_size=size,
+    tfds_dir=data_dir.parent / 'tfds',
+    **options,
   )
 
 
@@ -85,6 +86,7 @@ def test_loads_every_format_and_size(data_dir):
     'test/good/000.png',
   ]
   assert part.test_defects == ['crack', 'dent', 'dent', 'good']
+  assert part.labels.tolist() == [True, True, True, False]
   np.testing.assert_array_equal(
     part.test_images[:, 8, 12], np.array([(140, 120, 130, 100)] * 3).T
   )
@@ -97,7 +99,7 @@ def test_loads_every_format_and_size(data_dir):
 
 def test_second_load_reads_what_was_prepared(data_dir, monkeypatch):
   first = load(data_dir)
-  monkeypatch.setattr(mvtec_ad, '_encode', None)
+  monkeypatch.setattr(builder, '_encode', None)
   again = load(data_dir)
   np.testing.assert_array_equal(first.test_images, again.test_images)
   np.testing.assert_array_equal(first.test_masks, again.test_masks)
@@ -135,28 +137,134 @@ def test_train_alone_and_unknown_masks(data_dir):
   assert part.test_images.shape == (0, 16, 16, 3)
   assert part.test_masks.shape == (0, 16, 16)
   assert part.test_files == part.test_defects == []
+  assert part.labels.shape == (0,) and part.labels.dtype == bool
 
 
 def test_a_name_of_the_benchmark_and_a_strange_one(data_dir):
   shutil.copytree(data_dir / 'part', data_dir / 'bottle')
   shutil.copytree(data_dir / 'part', data_dir / 'my [part] ü*%')
-  assert mvtec_ad.list_categories(data_dir) == [
+  assert layouts.list_categories(data_dir) == [
     'bottle',
     'my [part] ü*%',
     'part',
   ]
-  for category in mvtec_ad.list_categories(data_dir):
+  for category in layouts.list_categories(data_dir):
     assert len(load(data_dir, category).train_images) == 3
 
 
 def test_builder_has_a_config_for_each_of_the_fifteen():
-  assert len(mvtec_ad.CATEGORIES) == 15
-  assert set(mvtec_ad.MvtecAd.builder_configs) == set(mvtec_ad.CATEGORIES)
+  assert len(paper.CATEGORIES) == 15
+  assert set(builder.CategoryBuilder.builder_configs) == set(paper.CATEGORIES)
 
 
-def message(data_dir, category='part'):
+def test_another_version_of_the_features_is_prepared_beside(
+  data_dir, monkeypatch
+):
+  # Whoever changes the features changes the version as well.
+  features = builder.CategoryBuilder(
+    config='bottle', data_dir=data_dir.parent
+  ).info.features
+  assert str(builder.CategoryBuilder.VERSION) == '2.0.0'
+  assert sorted(features) == [
+    'defect',
+    'file',
+    'has_mask',
+    'image',
+    'is_anomalous',
+    'mask',
+  ]
+  load(data_dir)
+  prepared = data_dir.parent / 'tfds' / 'category'
+  (older,) = prepared.glob('part-*/2.0.0/*test*')
+  content = older.read_bytes()
+  monkeypatch.setattr(
+    builder.CategoryBuilder, 'VERSION', tfds.core.Version('3.0.0')
+  )
+  assert load(data_dir).labels.sum() == 3
+  assert list(prepared.glob('part-*/3.0.0/*test*'))
+  assert older.read_bytes() == content
+
+
+class Flat:
+  """A made-up layout: folders `ok` and `nok`, and a list of what is which."""
+
+  EXPECTED = '<category>/ok/*'
+
+  @staticmethod
+  def is_category(folder):
+    return (folder / 'ok').is_dir()
+
+  @staticmethod
+  def read(folder):
+    names = contents.list_images(folder / 'ok')
+    kinds = (folder / 'kinds.csv').read_text().split()
+    ok = [contents.Member(f'ok/{name}', 'fine', False) for name in names]
+    nok = [
+      contents.Member(f'nok/{file}', kind, True, mask=f'truth/{file}')
+      for file, kind in (line.split(',') for line in kinds)
+    ]
+    return contents.Contents(ok[1:], [*nok, ok[0]])
+
+
+def test_a_layout_is_one_entry(tmp_path, monkeypatch):
+  monkeypatch.setitem(layouts.LAYOUTS, 'flat', Flat)
+  root = tmp_path / 'data'
+  for name, level in (('a', 10), ('b', 20), ('c', 30)):
+    write(root / 'cup' / 'ok' / f'{name}.png', picture(level))
+  write(root / 'cup' / 'nok' / 'd.png', picture(40))
+  write(root / 'cup' / 'truth' / 'd.png', defect_mask())
+  kinds = root / 'cup' / 'kinds.csv'
+  kinds.write_text('d.png,good\n')
+  assert layouts.list_categories(root, layout='flat') == ['cup']
+  cup = load(root, 'cup', layout='flat')
+  assert cup.train_files == ['ok/b.png', 'ok/c.png']
+  assert cup.test_files == ['nok/d.png', 'ok/a.png']
+  # What is anomalous is the layout's to say, whatever its kind is called.
+  assert cup.test_defects == ['good', 'fine']
+  assert cup.labels.tolist() == [True, False]
+  assert cup.test_masks[0].any() and not cup.test_masks[1].any()
+  # It may say so from a file that is no image's.
+  kinds.write_text('d.png,dent\n')
+  assert load(root, 'cup', layout='flat').test_defects == ['dent', 'fine']
+  assert 'train/good' in message(root, 'cup')
+  assert '<category>/ok/*' in message(tmp_path, 'cup', layout='flat')
+  unknown = message(root, 'cup', layout='flt')
+  assert "config.data.layout='flt'" in unknown and 'flat, mvtec' in unknown
+
+
+def test_folders_below_the_defects_count_too(data_dir):
+  part = data_dir / 'part'
+  write(part / 'train/good/monday/a.png', picture(7))
+  write(part / 'test/dent/monday/000.png', picture(8))
+  write(part / 'ground_truth/dent/monday/000_mask.png', 255 - defect_mask())
+  loaded = load(data_dir)
+  assert loaded.train_files[-1] == 'train/good/monday/a.png'
+  index = loaded.test_files.index('test/dent/monday/000.png')
+  assert loaded.test_defects[index] == 'dent' and loaded.labels[index]
+  # Its own, and not that of test/dent/000.png.
+  assert not loaded.test_masks[index, :7].any()
+  assert loaded.test_masks[index, 9:].all()
+  shutil.rmtree(part / 'ground_truth/dent/monday')
+  assert 'add' in (text := message(data_dir))
+  assert str(part / 'ground_truth/dent/monday/000_mask.png') in text
+
+
+def test_a_folder_that_cannot_be_read(data_dir, monkeypatch):
+  scandir = os.scandir
+
+  def refuse(path):
+    if os.fspath(path).endswith('locked'):
+      raise PermissionError(13, 'Permission denied', path)
+    return scandir(path)
+
+  (data_dir / 'part/train/good/locked').mkdir()
+  monkeypatch.setattr(os, 'scandir', refuse)
+  assert 'train/good/locked cannot be read' in message(data_dir)
+
+
+def message(data_dir, category='part', **options):
   with pytest.raises(UserError) as error:
-    load(data_dir, category)
+    load(data_dir, category, **options)
   assert '\n' not in str(error.value)
   return str(error.value)
 
@@ -204,7 +312,7 @@ def test_broken_file_leaves_nothing_behind(data_dir):
   assert 'test/good/000.png cannot be read as an image' in message(data_dir)
   broken.write_bytes(b'')
   assert 'test/good/000.png is empty' in message(data_dir)
-  prepared = data_dir.parent / 'tfds' / 'mvtec_ad'
+  prepared = data_dir.parent / 'tfds' / 'category'
   assert not list(prepared.rglob('*.array_record*'))
   broken.write_bytes(data)
   assert len(load(data_dir).test_images) == 4
@@ -220,13 +328,13 @@ def test_full_disk_is_said_so(data_dir, monkeypatch):
   def fail(*args, **kwargs):
     raise RuntimeError('write() failed: No space left on device; writing x')
 
-  monkeypatch.setattr(mvtec_ad.MvtecAd, 'download_and_prepare', fail)
+  monkeypatch.setattr(builder.CategoryBuilder, 'download_and_prepare', fail)
   assert 'cannot be written (No space left on device)' in message(data_dir)
 
 
 def test_entries_passed_over_are_reported(data_dir, caplog, monkeypatch):
-  monkeypatch.setattr(layout._log, 'handlers', [])
-  caplog.set_level('WARNING', logger=layout._log.name)
+  monkeypatch.setattr(contents._log, 'handlers', [])
+  caplog.set_level('WARNING', logger=contents._log.name)
   (data_dir / 'part/train/good/raw.dng').write_bytes(b'x')
   assert len(load(data_dir).train_images) == 3
   assert 'raw.dng' in caplog.text
@@ -234,8 +342,8 @@ def test_entries_passed_over_are_reported(data_dir, caplog, monkeypatch):
 
 _PREPARE = """
 import sys
-from draem_jax.data import mvtec_ad
-part = mvtec_ad.load_category(
+from draem_jax.data.category import load_category
+part = load_category(
   sys.argv[1], 'part', image_size=16, tfds_dir=sys.argv[2]
 )
 assert part.train_images.shape == (3, 16, 16, 3)
@@ -256,34 +364,30 @@ def test_two_processes_at_once_and_no_tensorflow(data_dir, tmp_path):
   assert len(load(data_dir).train_images) == 3
 
 
-@needs_user_data
-def test_bottle(tmp_path):
-  bottle = mvtec_ad.load_category(
-    USER_DATA, 'bottle', image_size=256, tfds_dir=tmp_path
+def test_bottle(example_data, tmp_path):
+  bottle = load_category(
+    example_data, 'bottle', image_size=256, tfds_dir=tmp_path
   )
   assert bottle.train_images.shape == (209, 256, 256, 3)
   assert bottle.test_images.shape == (83, 256, 256, 3)
   file = bottle.test_files.index('test/contamination/003.png')
-  with Image.open(USER_DATA / 'bottle' / bottle.test_files[file]) as image:
+  with Image.open(example_data / 'bottle' / bottle.test_files[file]) as image:
     np.testing.assert_array_equal(bottle.test_images[file], np.asarray(image))
-  anomalous = np.array(bottle.test_defects) != 'good'
-  assert anomalous.sum() == 63
+  assert bottle.labels.sum() == 63
   np.testing.assert_array_equal(
-    (bottle.test_masks == 1).any(axis=(1, 2)), anomalous
+    (bottle.test_masks == 1).any(axis=(1, 2)), bottle.labels
   )
 
 
-@needs_user_data
-def test_original_size_and_lossy_masks(tmp_path):
-  original = mvtec_ad.load_category(
-    USER_DATA, 'bottle_original', image_size=64, tfds_dir=tmp_path
+def test_original_size_and_lossy_masks(example_data, tmp_path):
+  original = load_category(
+    example_data, 'bottle_original', image_size=64, tfds_dir=tmp_path
   )
   assert original.test_images.shape == (3, 64, 64, 3)
-  boards = mvtec_ad.load_category(
-    USER_DATA, 'sawn_timber', image_size=256, tfds_dir=tmp_path
+  boards = load_category(
+    example_data, 'sawn_timber', image_size=256, tfds_dir=tmp_path
   )
   assert len(boards.train_images) == 70 and len(boards.test_images) == 141
   # Loaded at their own size, lossy masks have two values and no fringe.
   assert set(np.unique(boards.test_masks)) == {0.0, 1.0}
-  anomalous = np.array(boards.test_defects) != 'good'
-  assert boards.test_masks[anomalous].any(axis=(1, 2)).all()
+  assert boards.test_masks[boards.labels].any(axis=(1, 2)).all()

@@ -1,0 +1,162 @@
+"""The TFDS builder: a category at its original sizes, prepared once."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from draem_jax import paper
+from draem_jax.data import images, layouts
+from draem_jax.data.layouts.contents import Contents, Member
+from draem_jax.data.prepare import prepare
+from draem_jax.errors import UserError
+
+# Encoded images held in memory while a category is prepared.
+_CHUNK = 64
+
+
+@dataclasses.dataclass
+class CategoryConfig(tfds.core.BuilderConfig):
+  """One category.
+
+  Attributes:
+    category: the name of its folder in `manual_dir`.
+    layout: how its files lie, a name in `layouts.LAYOUTS`.
+  """
+
+  category: str = ''
+  layout: str = 'mvtec'
+
+
+class CategoryBuilder(tfds.core.GeneratorBasedBuilder):
+  """TFDS builder of a category, at the images' original sizes.
+
+  The folder of categories is the `manual_dir` of the download config. For a
+  category that is not one of MVTec AD, make a `CategoryConfig`.
+  """
+
+  name = 'category'
+  # To be raised with every change of the features: what an older version has
+  # prepared stays as it is, and the category is prepared anew beside it.
+  VERSION = tfds.core.Version('2.0.0')
+  MANUAL_DOWNLOAD_INSTRUCTIONS = 'manual_dir must be a folder of categories'
+  BUILDER_CONFIGS = [
+    CategoryConfig(name=name, category=name) for name in paper.CATEGORIES
+  ]
+  # Nothing is downloaded; looking for checksums needs a package that TFDS
+  # does not install.
+  url_infos = {}
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description='Images and masks of one category.',
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(None, None, 3)),
+          'mask': tfds.features.Image(shape=(None, None, 1)),
+          'has_mask': np.bool_,
+          'file': tfds.features.Text(),
+          'defect': tfds.features.Text(),
+          'is_anomalous': np.bool_,
+        }
+      ),
+      disable_shuffling=True,
+    )
+
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict[str, Iterator]:
+    config = self.builder_config
+    folder = pathlib.Path(dl_manager.manual_dir) / config.category
+    contents = layouts.get(config.layout).read(folder)
+    splits = {'train': contents.train, 'test': contents.test}
+    # TFDS refuses to write an empty split.
+    return {
+      split: self._generate_examples(folder, members)
+      for split, members in splits.items()
+      if members
+    }
+
+  def _generate_examples(
+    self, folder: pathlib.Path, members: list[Member]
+  ) -> Iterator[tuple[int, dict]]:
+    encode = functools.partial(_encode, folder)
+    # Keys are numbers, as the order of the files is to be kept.
+    for start in range(0, len(members), _CHUNK):
+      chunk = members[start : start + _CHUNK]
+      yield from enumerate(images.map_parallel(encode, chunk), start)
+
+
+def _encode(folder: pathlib.Path, member: Member) -> dict:
+  """Bytes of an image and its mask, which TFDS cannot make without TF."""
+  path = folder / member.file
+  data, size = images.to_stored(images.read_bytes(path), str(path))
+  mask = np.zeros(size, np.uint8)
+  if member.mask:
+    mask_path = folder / member.mask
+    mask = images.decode_mask(images.read_bytes(mask_path), str(mask_path))
+    if mask.shape != size:
+      raise UserError(
+        f'{mask_path} is {mask.shape[1]}x{mask.shape[0]} pixels and its image'
+        f' {path} {size[1]}x{size[0]}: give both the same size'
+      )
+  return {
+    'image': data,
+    'mask': images.encode_png(mask),
+    # What is good has nothing to be covered.
+    'has_mask': member.mask is not None or not member.is_anomalous,
+    'file': member.file,
+    'defect': member.defect,
+    'is_anomalous': member.is_anomalous,
+  }
+
+
+def prepare_category(
+  folder: pathlib.Path, *, layout: str, tfds_dir: str | os.PathLike[str]
+) -> CategoryBuilder:
+  """The builder of exactly the files that are there now, prepared.
+
+  Args:
+    folder: the category's.
+    layout: how its files lie, a name in `layouts.LAYOUTS`.
+    tfds_dir: where prepared data sets lie.
+
+  Raises:
+    UserError: if the category does not have the layout or one of its files is
+      broken, or if `tfds_dir` cannot be written.
+  """
+  contents = layouts.get(layout).read(folder)
+  fingerprint = _fingerprint(folder, layout, contents)
+  name = re.sub(r'[^\w.-]+', '_', folder.name)
+  config = CategoryConfig(
+    name=f'{name}-{fingerprint}', category=folder.name, layout=layout
+  )
+  return prepare(
+    functools.partial(CategoryBuilder, config=config),
+    tfds_dir=tfds_dir,
+    manual_dir=folder.parent,
+  )
+
+
+def _fingerprint(folder: pathlib.Path, layout: str, contents: Contents) -> str:
+  """Twelve digits of all that is prepared: they change when any of it does.
+
+  That is any file that is added, gone or changed, and what the layout says of
+  it, which it may have from elsewhere.
+  """
+  digest = hashlib.sha256(f'{layout}\0{folder.resolve()}\n'.encode())
+  for split in (contents.train, contents.test):
+    digest.update(f'{len(split)}\n'.encode())
+    for member in split:
+      digest.update(f'{dataclasses.astuple(member)}\n'.encode())
+      for name in filter(None, (member.file, member.mask)):
+        stat = (folder / name).stat()
+        digest.update(f'{stat.st_size}\0{stat.st_mtime_ns}\n'.encode())
+  return digest.hexdigest()[:12]

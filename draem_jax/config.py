@@ -178,8 +178,13 @@ FIELDS = {
   'eval.batch_size': _whole(16, 1, shapes_weights=False),
   # Share of a pixel that the ground truth must cover.
   'eval.mask_threshold': _share(0.5, shapes_weights=False),
-  # Share of the good images kept out of the training, for the thresholds.
-  'eval.holdout': _below_one(0.0),
+  # Share of the good images kept out of the training, for the thresholds; -1:
+  # 0 for the 15 categories of MVTec AD, 0.1 for any other.
+  'eval.holdout': Field(
+    0.0,
+    lambda value: value == -1 or 0 <= value < 1,
+    'take 0 to below 1, or -1 to let the category decide',
+  ),
   # Of the scores of good images, and of their pixels.
   'eval.threshold_quantile': _share(0.99, shapes_weights=False),
   'eval.pixel_quantile': _share(0.9999, shapes_weights=False),

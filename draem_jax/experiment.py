@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from draem_jax import config as config_lib
-from draem_jax import evaluate, sharding, train, writer
+from draem_jax import evaluate, paper, sharding, train, writer
 from draem_jax import workdir as workdir_lib
 from draem_jax.data import demo, layouts, resident, textures
 from draem_jax.data.category import Category, load_category
@@ -41,6 +41,9 @@ def train_and_evaluate(
     interrupt.Interrupted: if a signal stopped the training.
   """
   config_lib.check(config)
+  share = holdout_share(config)
+  # What was decided is what is written down, and what a continuation compares.
+  config = {**config, 'eval': {**config['eval'], 'holdout': share}}
   workdir = pathlib.Path(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -50,9 +53,7 @@ def train_and_evaluate(
     ) from error
   category, texture_images = _load(config, workdir)
   kept, held_out = split_holdout(
-    category.train_images,
-    share=config['eval']['holdout'],
-    seed=config['seed'],
+    category.train_images, share=share, seed=config['seed']
   )
   fingerprint = {
     'training images': _checksum(kept),
@@ -92,6 +93,20 @@ def list_categories(config: Mapping[str, Any]) -> list[str]:
     return [config['category']]
   data = config['data']
   return layouts.list_categories(data['dir'], layout=_layout(data))
+
+
+def holdout_share(config: Mapping[str, Any]) -> float:
+  """The share of good images to hold out of the training of a category.
+
+  Args:
+    config: the run's config. Where its `eval.holdout` is -1, the category
+      decides: those of the paper are trained on every good image, as
+      published; of any other a tenth is held out.
+  """
+  share = config['eval']['holdout']
+  if share != -1:
+    return share
+  return 0.0 if config['category'] in paper.CATEGORIES else 0.1
 
 
 def split_holdout(

@@ -26,6 +26,7 @@ def test_the_presets_pass(preset):
     ('sampling', 'shuffled', 'epochs, with_replacement'),
     ('loss.data_range', 'two', 'one, from_batch'),
     ('eval.holdout', 1.0, 'below 1'),
+    ('eval.holdout', -0.5, 'or -1'),
     ('eval.threshold_quantile', 1.5, '0 to 1'),
     ('simulator.threshold', (0.7, 0.3), 'interval'),
     ('simulator.augmentations', ('blur',), "no 'blur'"),
@@ -58,21 +59,3 @@ def test_presets_differ_in_values_only():
   assert release['simulator']['rotation_probability'] == 0.3
   with pytest.raises(ValueError, match='unknown preset'):
     mvtec.get_config('bottle,fast')
-
-
-@pytest.mark.parametrize(
-  ('arguments', 'holdout'),
-  [
-    ('bottle', 0),
-    ('all', 0),
-    ('widgets', 0.1),
-    ('widgets,paper', 0),
-    ('widgets,release', 0),
-  ],
-)
-def test_only_a_category_without_published_figures_holds_out(
-  arguments, holdout
-):
-  from configs import mvtec
-
-  assert mvtec.get_config(arguments).eval.holdout == holdout

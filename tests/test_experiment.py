@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
-from small import random_images
+from PIL import Image
+from small import random_images, small_config
 
+from configs import mvtec
 from draem_jax import experiment
 from draem_jax.errors import UserError
 
@@ -29,3 +31,55 @@ def test_a_small_share_holds_out_one_and_never_all():
   assert len(kept) == 2 and len(held_out) == 1
   with pytest.raises(UserError, match='config.eval.holdout'):
     experiment.split_holdout(random_images(1), share=0.5, seed=0)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'category', 'share'),
+  [
+    ('bottle', 'bottle', 0),
+    ('widgets', 'widgets', 0.1),
+    ('all', 'bottle', 0),
+    ('all', 'widgets', 0.1),
+    ('all,paper', 'widgets', 0),
+    ('widgets,paper', 'widgets', 0),
+    ('widgets,release', 'widgets', 0),
+  ],
+)
+def test_only_a_category_without_published_figures_holds_out(
+  arguments, category, share
+):
+  config = mvtec.get_config(arguments)
+  config.category = category
+  assert experiment.holdout_share(config.to_dict()) == share
+  config.eval.holdout = 0.25
+  assert experiment.holdout_share(config.to_dict()) == 0.25
+
+
+class Claimed(Exception):
+  """Raised in place of what comes after a claim."""
+
+
+@pytest.mark.parametrize(('holdout', 'stored'), [(-1.0, 0.1), (0.25, 0.25)])
+def test_what_was_decided_is_what_is_stored(
+  tmp_path, monkeypatch, holdout, stored
+):
+  def claim(workdir, config, fingerprint):
+    raise Claimed(config['eval']['holdout'])
+
+  monkeypatch.setattr(experiment.workdir_lib, 'claim', claim)
+  good = tmp_path / 'data' / 'pens' / 'train' / 'good'
+  good.mkdir(parents=True)
+  for index, image in enumerate(random_images(4)):
+    Image.fromarray(image).save(good / f'{index}.png')
+  config = small_config(
+    **{
+      'data.dir': str(tmp_path / 'data'),
+      'data.tfds_dir': str(tmp_path / 'tfds'),
+      'data.textures': 'builtin',
+      'eval.holdout': holdout,
+    }
+  ).to_dict()
+  with pytest.raises(Claimed, match=f'^{stored}$'):
+    experiment.train_and_evaluate(config, tmp_path / 'run')
+  # The caller's config is as it was.
+  assert config['eval']['holdout'] == holdout

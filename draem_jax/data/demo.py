@@ -1,6 +1,6 @@
 """The built-in demo: a small category in MVTec layout, cut from one photo.
 
-The photo is scikit-image's `brick`, an oblique view of a wall. It is coloured,
+The photo is scikit-image's `brick`, an oblique view of a wall. It is colored,
 seen from the front and split once into two parts: one for the normal training
 images, one for every test image. An image is a crop of its part as a camera
 would see it that is led along the courses by hand. A test defect
@@ -24,6 +24,7 @@ from skimage import data, transform
 from draem_jax import errors
 from draem_jax.data import demo_defects
 from draem_jax.data.demo_defects import RgbImage
+from draem_jax.data.layouts.mvtec import GOOD
 
 CATEGORY = 'demo'
 # The bundled photo. Simulator textures should not come from it as well.
@@ -42,7 +43,7 @@ NUM_TEST_PER_DEFECT = 8
 _SURFACE_WIDTH = 526
 _COURSE = 40
 _QUARTER_BRICK = 29
-# The joints, counted from 0, that an image may be centred on. It shows three
+# The joints, counted from 0, that an image may be centered on. It shows three
 # courses and a little more: the two parts stay apart.
 _TRAIN_JOINTS = (7, 10)
 _TEST_JOINTS = (2, 3)
@@ -68,11 +69,11 @@ def _photo_from_surface() -> Float[np.ndarray, '3 3']:
 
 
 @functools.cache
-def _coloured_photo() -> RgbImage:
-  """The gray photo in colour: red-brown bricks, sand-coloured joints."""
+def _colored_photo() -> RgbImage:
+  """The gray photo in color: red-brown bricks, sand-colored joints."""
   gray = getattr(data, SURFACE)() / 255
   levels = [0.24, 0.36, 0.46, 0.62, 0.82]
-  colours = np.array(
+  colors = np.array(
     [
       [0.20, 0.11, 0.09],
       [0.47, 0.24, 0.18],
@@ -81,28 +82,28 @@ def _coloured_photo() -> RgbImage:
       [0.93, 0.90, 0.84],
     ]
   )
-  channels = [np.interp(gray, levels, channel) for channel in colours.T]
+  channels = [np.interp(gray, levels, channel) for channel in colors.T]
   return np.stack(channels, axis=-1)
 
 
 def _scene(rng: np.random.Generator, joints: tuple[int, int]) -> RgbImage:
-  """A piece of wall centred on one of those joints, weathered."""
+  """A piece of wall centered on one of those joints, weathered."""
   # The camera steps along the wall by quarters of a brick, not quite exactly.
   # Free places would take the networks much longer to learn.
   angle = np.deg2rad(rng.uniform(-1.2, 1.2))
   size = 3 * _COURSE * rng.uniform(0.98, 1.02)
-  centre = (
+  center = (
     _QUARTER_BRICK * rng.integers(3, 15, endpoint=True) + rng.uniform(-2, 2),
     _COURSE * rng.integers(*joints, endpoint=True) + rng.uniform(-4, 4),
   )
   middle = (IMAGE_SIZE - 1) / 2
   to_middle = transform.SimilarityTransform(translation=(-middle, -middle))
   place = transform.SimilarityTransform(
-    scale=size / IMAGE_SIZE, rotation=angle, translation=centre
+    scale=size / IMAGE_SIZE, rotation=angle, translation=center
   )
   matrix = _photo_from_surface() @ place.params @ to_middle.params
   scene = transform.warp(
-    _coloured_photo(),
+    _colored_photo(),
     transform.ProjectiveTransform(matrix),
     output_shape=(IMAGE_SIZE, IMAGE_SIZE),
     mode='edge',
@@ -138,11 +139,11 @@ def _image_files(seed: int) -> Iterator[tuple[str, np.ndarray]]:
   for index in range(NUM_TRAIN):
     rng = np.random.default_rng((seed, 0, index))
     image = _photograph(rng, _scene(rng, _TRAIN_JOINTS))
-    yield f'train/good/{index:03}.png', to_uint8(image)
+    yield f'train/{GOOD}/{index:03}.png', to_uint8(image)
   for index in range(NUM_TEST_GOOD):
     rng = np.random.default_rng((seed, 1, index))
     image = _photograph(rng, _scene(rng, _TEST_JOINTS))
-    yield f'test/good/{index:03}.png', to_uint8(image)
+    yield f'test/{GOOD}/{index:03}.png', to_uint8(image)
   for number, (defect, draw) in enumerate(demo_defects.DEFECTS.items()):
     for index in range(NUM_TEST_PER_DEFECT):
       rng = np.random.default_rng((seed, 2 + number, index))
@@ -161,10 +162,10 @@ def _num_files() -> int:
 
 
 def _readme(seed: int) -> str:
-  """Says where the images come from; also tells one version from another."""
+  """Says where the images come from; its first line, which version it is."""
   return (
     f'Built-in demo of draem_jax, version {VERSION}, seed {seed}.\n\n'
-    f"Crops of scikit-image's bundled photo '{SURFACE}' (CC0), coloured, with "
+    f"Crops of scikit-image's bundled photo '{SURFACE}' (CC0), colored, with "
     'defects\ndrawn into the test images. Another version of the program may '
     'replace this folder.\n'
   )
@@ -177,11 +178,11 @@ def write_demo_category(folder: str | pathlib.Path, *, seed: int = 0) -> None:
   and seed is left as it is, one of another is replaced.
 
   Args:
-    folder: The data folder, created if missing.
-    seed: Chooses crops, light, and defects; equal seeds give equal images.
+    folder: the data folder, created if missing.
+    seed: of crops, light and defects; equal seeds give equal images.
 
   Raises:
-    UserError: The folder cannot be written to, or holds a category of that
+    UserError: if the folder cannot be written to, or holds a category of that
       name that is not this demo.
   """
   target = pathlib.Path(folder) / CATEGORY
@@ -195,7 +196,8 @@ def write_demo_category(folder: str | pathlib.Path, *, seed: int = 0) -> None:
           'choose another folder for the demo.'
         )
       num_files = sum(1 for _ in target.rglob('*.png'))
-      if found == _readme(seed) and num_files == _num_files():
+      same = found.splitlines()[0] == _readme(seed).splitlines()[0]
+      if same and num_files == _num_files():
         return
     _write_in_place_of(target, seed)
   except OSError as error:

@@ -41,33 +41,33 @@ def scratch(rng: np.random.Generator, scene: RgbImage) -> tuple[RgbImage, Mask]:
 
 
 def stain(rng: np.random.Generator, scene: RgbImage) -> tuple[RgbImage, Mask]:
-  """A dried liquid: it filters the colour below it, most of all at its rim."""
+  """A dried liquid: it filters the color below it, most of all at its rim."""
   filters = {
     'oil': (0.45, 0.45, 0.50),
     'rust': (1.05, 0.62, 0.30),
     'moss': (0.55, 0.85, 0.40),
     'ink': (0.50, 0.60, 1.00),
   }
-  colour = np.array(filters[rng.choice(list(filters))])
+  color = np.array(filters[rng.choice(list(filters))])
   radius = rng.uniform(8, 20)
-  centre = _place(rng, scene, margin=24)
-  coverage = _blob(rng, scene, centre, radius, raggedness=0.3, softness=1)
+  center = _place(rng, scene, margin=24)
+  coverage = _blob(rng, scene, center, radius, raggedness=0.3, softness=1)
   inner = ndimage.gaussian_filter(coverage, radius / 6)
   density = 0.75 + 0.12 * blotches(rng, scene, size=4) + 0.5 * (1 - inner)
   strength = rng.uniform(0.3, 0.85)
   opacity = strength * np.clip(density, 0, 1) * coverage
-  return np.clip(_paint(scene, scene * colour, opacity), 0, 1), coverage >= 0.5
+  return np.clip(_paint(scene, scene * color, opacity), 0, 1), coverage >= 0.5
 
 
 def hole(rng: np.random.Generator, scene: RgbImage) -> tuple[RgbImage, Mask]:
   """A piece broken out: a dark pit, lit on the side away from the light."""
-  centre = _place(rng, scene, margin=16)
+  center = _place(rng, scene, margin=16)
   radius = rng.uniform(3.5, 9)
-  pit = _blob(rng, scene, centre, radius, raggedness=0.25, softness=0.6)
+  pit = _blob(rng, scene, center, radius, raggedness=0.25, softness=0.6)
   y, x = _pixels(scene)
   # From 0 at the shaded wall to 1 at the lit one.
   light = _unit(rng.uniform(0, 2 * np.pi))
-  depth = ((x - centre[0]) * light[0] + (y - centre[1]) * light[1]) / radius
+  depth = ((x - center[0]) * light[0] + (y - center[1]) * light[1]) / radius
   lit = np.clip(0.5 + 0.5 * depth, 0, 1)[..., None]
   crumbs = rng.normal(0, 0.04, scene.shape[:2])[..., None]
   dark, bright = np.array([0.09, 0.06, 0.05]), np.array([0.42, 0.27, 0.20])
@@ -77,14 +77,14 @@ def hole(rng: np.random.Generator, scene: RgbImage) -> tuple[RgbImage, Mask]:
 
 def fibre(rng: np.random.Generator, scene: RgbImage) -> tuple[RgbImage, Mask]:
   """A foreign thread or hair that lies on the surface, curled."""
-  colours = {
+  colors = {
     'blue': (0.20, 0.30, 0.62),
     'green': (0.18, 0.45, 0.25),
     'black': (0.08, 0.08, 0.09),
     'white': (0.92, 0.92, 0.90),
     'yellow': (0.85, 0.72, 0.25),
   }
-  colour = np.array(colours[rng.choice(list(colours))])
+  color = np.array(colors[rng.choice(list(colors))])
   steps = rng.integers(50, 110)
   # The curvature wanders slowly, which makes arcs and loops.
   curvature = ndimage.gaussian_filter1d(rng.normal(size=steps), 10)
@@ -95,7 +95,7 @@ def fibre(rng: np.random.Generator, scene: RgbImage) -> tuple[RgbImage, Mask]:
   points += _place(rng, scene, margin=40) - points.mean(axis=0)
   width = rng.uniform(1.6, 2.8)
   coverage = _stroke(scene, points, np.full(steps, width))
-  image = _paint(scene, colour, rng.uniform(0.3, 0.9) * coverage)
+  image = _paint(scene, color, rng.uniform(0.3, 0.9) * coverage)
   return image, coverage >= 0.5
 
 
@@ -103,21 +103,21 @@ def misplaced(
   rng: np.random.Generator, scene: RgbImage
 ) -> tuple[RgbImage, Mask]:
   """A rectangular piece taken out and put back turned, moved and tilted."""
-  centre = _place(rng, scene, margin=30)
+  center = _place(rng, scene, margin=30)
   half_size = rng.uniform(8, 18, 2)
   y, x = _pixels(scene)
   frame = rng.uniform(-0.3, 0.3)
-  across = (x - centre[0]) * np.cos(frame) + (y - centre[1]) * np.sin(frame)
-  down = (y - centre[1]) * np.cos(frame) - (x - centre[0]) * np.sin(frame)
+  across = (x - center[0]) * np.cos(frame) + (y - center[1]) * np.sin(frame)
+  down = (y - center[1]) * np.cos(frame) - (x - center[0]) * np.sin(frame)
   # Distance to the nearest side, positive inside.
   inside = np.minimum(half_size[0] - abs(across), half_size[1] - abs(down))
 
   turn = transform.SimilarityTransform(rotation=rng.uniform(0.4, 2.7))
-  to_centre = transform.SimilarityTransform(translation=-centre)
+  to_center = transform.SimilarityTransform(translation=-center)
   back = transform.SimilarityTransform(
-    translation=centre + rng.uniform(-12, 12, 2)
+    translation=center + rng.uniform(-12, 12, 2)
   )
-  piece = transform.warp(scene, to_centre + turn + back, mode='reflect')
+  piece = transform.warp(scene, to_center + turn + back, mode='reflect')
   # Being tilted, it takes the light differently, and its joint is open.
   relit = rng.uniform(0.1, 0.3) * rng.choice([-1, 1])
   piece = np.clip(piece * (1 + relit), 0, 1)
@@ -144,11 +144,9 @@ def blotches(
   return (noise - noise.mean()) / noise.std()
 
 
-def _paint(
-  image: RgbImage, colour: np.ndarray, opacity: np.ndarray
-) -> RgbImage:
-  """Lays a colour, or another image, over the image."""
-  return image + opacity[..., None] * (colour - image)
+def _paint(image: RgbImage, color: np.ndarray, opacity: np.ndarray) -> RgbImage:
+  """Lays a color, or another image, over the image."""
+  return image + opacity[..., None] * (color - image)
 
 
 def _stroke(
@@ -166,7 +164,7 @@ def _stroke(
 def _blob(
   rng: np.random.Generator,
   scene: RgbImage,
-  centre: np.ndarray,
+  center: np.ndarray,
   radius: float,
   *,
   raggedness: float,
@@ -174,7 +172,7 @@ def _blob(
 ) -> Coverage:
   """Coverage by a round patch with an irregular edge, soft or sharp."""
   y, x = _pixels(scene)
-  distance = np.hypot(x - centre[0], y - centre[1])
+  distance = np.hypot(x - center[0], y - center[1])
   wobble = raggedness * radius * blotches(rng, scene, size=radius / 3)
   # Without the islands that the wobble leaves around the patch.
   patches, _ = ndimage.label(distance < radius + wobble)

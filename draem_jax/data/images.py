@@ -72,7 +72,7 @@ def decode_mask(data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
 
   Lossy files are cut at half. Otherwise, where all is below half (class
   numbers) or only one value beside 0 occurs, whatever is not 0 is anomalous;
-  any other mask keeps its grays as coverage. Of colours the largest channel
+  any other mask keeps its grays as coverage. Of colors the largest channel
   counts.
 
   Args:
@@ -130,7 +130,7 @@ def resize_bilinear(
 ) -> UInt8[np.ndarray, 'h2 w2 c'] | Float[np.ndarray, 'h2 w2 c']:
   """Resizes without antialiasing, as OpenCV's `INTER_LINEAR`.
 
-  Pixel centres lie at half-integers and the border repeats. Float images agree
+  Pixel centers lie at half-integers and the border repeats. Float images agree
   with OpenCV to rounding, uint8 ones to one level.
 
   Args:
@@ -143,8 +143,7 @@ def resize_bilinear(
   if image.shape[:2] == tuple(size):
     return image if image.dtype == np.uint8 else image.astype(np.float32)
   (y0, y1, wy), (x0, x1, wx) = (
-    _neighbours(old, new)
-    for old, new in zip(image.shape[:2], size, strict=True)
+    _neighbors(old, new) for old, new in zip(image.shape[:2], size, strict=True)
   )
 
   def across(rows: np.ndarray) -> Float[np.ndarray, 'h2 w2 c']:
@@ -239,7 +238,7 @@ def _sixteen_bits(image: Image.Image, name: str) -> UInt16[np.ndarray, 'h w']:
   return levels.astype(np.uint16)
 
 
-def _neighbours(
+def _neighbors(
   old: int, new: int
 ) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, 'new']]:
   """Indices of the two pixels between which each new pixel lies; its weight."""

@@ -84,7 +84,7 @@ def test_parts_for_training_and_testing_lie_inside_the_photo_and_apart():
     (x, y, 1) for x in (0, demo._SURFACE_WIDTH) for y in (*train, *test)
   ]
   x, y, depth = demo._photo_from_surface() @ np.transpose(corners)
-  height, width, _ = demo._coloured_photo().shape
+  height, width, _ = demo._colored_photo().shape
   assert np.all((x / depth >= 0) & (x / depth <= width - 1))
   assert np.all((y / depth >= 0) & (y / depth <= height - 1))
 

@@ -48,5 +48,5 @@ def test_defects_differ_in_place_and_leave_their_scene_alone(defect, scene):
   before = scene.copy()
   masks = [mask for _, mask in draw_several(defect, scene)]
   assert np.array_equal(scene, before)
-  centres = [ndimage.center_of_mass(mask) for mask in masks]
-  assert np.all(np.std(centres, axis=0) > 8)
+  centers = [ndimage.center_of_mass(mask) for mask in masks]
+  assert np.all(np.std(centers, axis=0) > 8)

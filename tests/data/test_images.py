@@ -50,10 +50,10 @@ def test_alpha_is_dropped():
 
 
 def test_palette_and_one_bit():
-  colours = Image.fromarray(RGB // 128 * 255)
-  paletted = colours.convert('P', palette=Image.Palette.ADAPTIVE)
+  colors = Image.fromarray(RGB // 128 * 255)
+  paletted = colors.convert('P', palette=Image.Palette.ADAPTIVE)
   decoded = images.decode_image(encode(paletted), 'x')
-  np.testing.assert_array_equal(decoded, np.asarray(colours))
+  np.testing.assert_array_equal(decoded, np.asarray(colors))
   bits = Image.fromarray(GRAY > 127)
   decoded = images.decode_image(encode(bits), 'x')
   np.testing.assert_array_equal(decoded[..., 2], (GRAY > 127) * 255)
@@ -98,7 +98,7 @@ SHAPE = np.zeros((24, 32), np.uint8)
 SHAPE[5:15, 8:20] = 1
 
 
-def test_lossy_colour_mask_is_cut_at_half():
+def test_lossy_color_mask_is_cut_at_half():
   mask = np.stack([SHAPE * 255] * 3, axis=2)
   data = encode(mask, 'JPEG', quality=60)
   smeared = np.asarray(Image.open(io.BytesIO(data)))
@@ -119,7 +119,7 @@ def test_masks_of_other_kinds():
   classes[6:8, 9:12] = 3
   decoded = images.decode_mask(encode(classes), 'x')
   np.testing.assert_array_equal(decoded, SHAPE * 255)
-  # A class colour, as labelling tools save it.
+  # A class color, as labelling tools save it.
   paletted = Image.fromarray(SHAPE, 'P')
   paletted.putpalette([0, 0, 0, 128, 0, 0])
   decoded = images.decode_mask(encode(paletted), 'x')

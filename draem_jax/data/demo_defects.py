@@ -51,9 +51,9 @@ def stain(rng: np.random.Generator, scene: RgbImage) -> tuple[RgbImage, Mask]:
   color = np.array(filters[rng.choice(list(filters))])
   radius = rng.uniform(8, 20)
   center = _place(rng, scene, margin=24)
-  coverage = _blob(rng, scene, center, radius, raggedness=0.3, softness=1)
+  coverage = _blob(rng, scene, center, radius, raggedness=0.3, softness=1.0)
   inner = ndimage.gaussian_filter(coverage, radius / 6)
-  density = 0.75 + 0.12 * blotches(rng, scene, size=4) + 0.5 * (1 - inner)
+  density = 0.75 + 0.12 * blotches(rng, scene, size=4.0) + 0.5 * (1 - inner)
   strength = rng.uniform(0.3, 0.85)
   opacity = strength * np.clip(density, 0, 1) * coverage
   return np.clip(_paint(scene, scene * color, opacity), 0, 1), coverage >= 0.5
@@ -181,14 +181,14 @@ def _blob(
   return ndimage.gaussian_filter(patch, softness, radius=2)
 
 
-def _pixels(scene: RgbImage) -> tuple[np.ndarray, np.ndarray]:
+def _pixels(scene: RgbImage) -> Float[np.ndarray, '2 h w']:
   """Coordinates y and x of every pixel."""
   height, width, _ = scene.shape
   return np.mgrid[:height, :width].astype(float)
 
 
 def _place(
-  rng: np.random.Generator, scene: RgbImage, *, margin: float
+  rng: np.random.Generator, scene: RgbImage, *, margin: int
 ) -> np.ndarray:
   """A point (x, y) at least the margin away from the image's edge."""
   height, width, _ = scene.shape

@@ -51,7 +51,7 @@ class Dtd(tfds_dtd.Dtd, skip_registration=True):
     }
 
   def _generate_examples(
-    self, archive: pathlib.Path, name: str
+    self, archive: os.PathLike[str], name: str
   ) -> Iterator[tuple[str, dict[str, Any]]]:
     with tarfile.open(archive) as tar:
       read = lambda member: tar.extractfile(f'dtd/{member}').read()

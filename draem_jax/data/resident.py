@@ -16,11 +16,11 @@ GIB = 2**30
 
 
 def put(
-  arrays: Sequence[UInt8[np.ndarray, 'n h w 3']],
+  arrays: Sequence[UInt8[np.ndarray, '_ h w 3']],
   sharding: Sharding,
   *,
   max_device_share: float,
-) -> list[UInt8[Array, 'n h w 3']] | list[UInt8[np.ndarray, 'n h w 3']]:
+) -> list[UInt8[Array, '_ h w 3']] | list[UInt8[np.ndarray, '_ h w 3']]:
   """Puts images on the devices if all of them fit, and says so if not.
 
   Args:

@@ -1,5 +1,7 @@
 """Images on the devices, or on the host."""
 
+from unittest import mock
+
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
@@ -42,15 +44,16 @@ class Device:
     self.memory_stats = lambda: stats
 
 
-class Sharding:
-  def __init__(self, *stats):
-    self.addressable_devices = {Device(s) for s in stats}
+def sharding_over(*stats):
+  return mock.Mock(
+    spec=jax.sharding.Sharding, addressable_devices={Device(s) for s in stats}
+  )
 
 
 def test_memory_is_that_of_the_smallest_device():
-  sharding = Sharding({'bytes_limit': 300}, {'bytes_limit': 200})
+  sharding = sharding_over({'bytes_limit': 300}, {'bytes_limit': 200})
   assert resident.device_memory(sharding) == 200
   # Devices that do not tell share the host's memory.
-  host = resident.device_memory(Sharding(None))
+  host = resident.device_memory(sharding_over(None))
   assert host > 2**28
-  assert resident.device_memory(Sharding(None, {})) == host // 2
+  assert resident.device_memory(sharding_over(None, {})) == host // 2

@@ -92,7 +92,7 @@ def list_categories(config: Mapping[str, Any]) -> list[str]:
   if config['category'] != 'all':
     return [config['category']]
   data = config['data']
-  return layouts.list_categories(data['dir'], layout=_layout(data))
+  return layouts.list_categories(data['dir'], layout=data['layout'])
 
 
 def holdout_share(config: Mapping[str, Any]) -> float:
@@ -185,7 +185,7 @@ def _load(
 ) -> tuple[Category, UInt8[np.ndarray, 't h w 3']]:
   data = config['data']
   size = config['image_size']
-  data_dir, layout, exclude = data['dir'], _layout(data), ()
+  data_dir, layout, exclude = data['dir'], data['layout'], ()
   if data_dir == BUILTIN:
     data_dir, layout, exclude = workdir / 'data', 'mvtec', (demo.SURFACE,)
     demo.write_demo_category(data_dir)
@@ -210,10 +210,6 @@ def _load(
     sharding.device_name(),
   )
   return category, texture_images
-
-
-def _layout(data: Mapping[str, Any]) -> str:
-  return data.get('layout', 'mvtec')
 
 
 def _checksum(images: np.ndarray) -> str:

@@ -1,166 +1,146 @@
-"""A test split in; metrics, predictions and figures out."""
+"""A detector and a test split in; an evaluation, which is a value, out."""
 
-import csv
-import io
+import dataclasses
 import logging
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
-from draem_jax import figures, metrics, plots, report
-from draem_jax import workdir as workdir_lib
+from draem_jax import metrics
 from draem_jax.data.category import Category
-from draem_jax.detector import Detector, Scored
+from draem_jax.detector import Detector, Scored, Thresholds
 
 _log = logging.getLogger(__name__)
 
 
-def evaluate(
-  detector: Detector,
-  category: Category,
-  *,
-  mask_threshold: float,
-  workdir: str | pathlib.Path,
-  run: Mapping[str, Any],
-) -> dict[str, Any]:
-  """Scores the test split of a category and writes all that comes of it.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """All there is to say of a test split; files are made of it elsewhere.
 
-  Writes `results.json`, `predictions.csv`, `figures/` and `report.html` in
-  `workdir`.
+  Attributes:
+    category: with the test images at the size of the networks.
+    labels: True for anomalous images.
+    masks: True for anomalous pixels; None when there is no ground truth.
+    thresholds: of the detector.
+    scored: what the networks say of the images; None when there are none.
+    image: the curves of the images, with every corner; None where the split
+      does not define them.
+    pixel: the same of all pixels.
+    rates: what the detector's threshold does; None when there are no images.
+    best_f1: the highest F1 that any threshold reaches, None without an
+      anomalous image.
+    best_f1_threshold: that threshold.
+    metrics: by key, as in `metrics.METRICS`; None where undefined.
+    reasons: why a metric is None, in words, by key.
+  """
+
+  category: Category
+  labels: Bool[np.ndarray, 'n']
+  masks: Bool[np.ndarray, 'n h w'] | None
+  thresholds: Thresholds
+  scored: Scored | None
+  image: metrics.Curves | None
+  pixel: metrics.Curves | None
+  rates: metrics.Rates | None
+  best_f1: float | None
+  best_f1_threshold: float | None
+  metrics: Mapping[str, float | None]
+  reasons: Mapping[str, str]
+
+  @property
+  def is_anomalous(self) -> Bool[np.ndarray, 'n']:
+    """The verdict on each image."""
+    if self.scored is None:
+      return np.zeros(0, bool)
+    # In float64, as the detector compares.
+    return self.scored.score.astype(np.float64) > self.thresholds.image
+
+  @property
+  def curves(self) -> dict[str, metrics.Curves | None]:
+    """The curves to draw: of the images and, with ground truth, the pixels."""
+    levels = {'images': self.image}
+    if self.masks is not None:
+      levels['pixels'] = self.pixel
+    return levels
+
+  def results(self) -> dict[str, Any]:
+    """What `results.json` says of the test split, as plain values.
+
+    Without test images it has nothing but the metrics, which are None.
+    """
+    content = {'category': self.category.name, **self.metrics}
+    if self.rates is not None:
+      content |= {
+        'threshold': self.thresholds.image,
+        'threshold_source': self.thresholds.source,
+        'true_positive_rate': self.rates.true_positive_rate,
+        'false_positive_rate': self.rates.false_positive_rate,
+        'f1': self.rates.f1,
+        'best_f1': self.best_f1,
+        'best_f1_threshold': self.best_f1_threshold,
+      }
+    return content
+
+
+def evaluate(
+  detector: Detector, category: Category, *, mask_threshold: float
+) -> Evaluation:
+  """Scores the test split of a category; writes and draws nothing.
 
   Args:
     detector: trained, with thresholds.
     category: with images at the size of the detector.
-    mask_threshold: share of a pixel that the ground truth must cover for the
-      pixel to count as anomalous.
-    workdir: the folder of the run.
-    run: what the results say of the run beside the metrics.
-
-  Returns:
-    The content of `results.json`. Metrics that do not exist are None.
+    mask_threshold: the share of a pixel that the ground truth must cover for
+      the pixel to count as anomalous.
   """
-  workdir = pathlib.Path(workdir)
-  labels = np.array([defect != 'good' for defect in category.test_defects])
+  labels = category.labels
   masks = None
   if category.test_masks is not None:
     masks = category.test_masks >= mask_threshold
-  results = dict(run)
-  scored, notes = None, []
   if not len(labels):
     _log.info('%s has no test images: nothing to evaluate', category.name)
-    results |= dict.fromkeys(
-      ('image_auroc', 'image_ap', 'pixel_auroc', 'pixel_ap', 'aupro')
+    return Evaluation(
+      category=category,
+      labels=labels,
+      masks=masks,
+      thresholds=detector.thresholds,
+      scored=None,
+      image=None,
+      pixel=None,
+      rates=None,
+      best_f1=None,
+      best_f1_threshold=None,
+      metrics=dict.fromkeys(metrics.METRICS),
+      reasons=dict.fromkeys(metrics.METRICS, 'there are no test images'),
     )
-  else:
-    scored = detector.score_all(category.test_images)
-    results |= metrics.evaluate_metrics(
-      scores=scored.score, maps=scored.anomaly_map, labels=labels, masks=masks
-    )
-    notes = results.pop('notes')
-    for note in notes:
-      _log.info('%s: %s', category.name, note)
-    results |= _at_threshold(detector, scored.score, labels)
-    _write_predictions(workdir, detector, category, scored.score)
-    _log.info('drawing %d panels', len(labels))
-    _draw(workdir / 'figures', detector, category, scored, labels, masks)
-  workdir_lib.write_json(workdir / 'results.json', results)
-  report.write_report(
-    workdir,
-    category=category,
-    scored=scored,
-    masks=masks,
-    thresholds=detector.thresholds,
-    results=results,
-    notes=notes,
-  )
-  return results
-
-
-def _at_threshold(
-  detector: Detector, scores: np.ndarray, labels: np.ndarray
-) -> dict[str, Any]:
-  threshold = detector.thresholds.image
-  rates = metrics.rates_at_threshold(scores, labels, threshold)
-  best_f1, best_threshold = metrics.best_f1(scores, labels)
-  return {
-    'threshold': threshold,
-    'threshold_source': detector.thresholds.source,
-    'true_positive_rate': rates.true_positive_rate,
-    'false_positive_rate': rates.false_positive_rate,
-    'f1': rates.f1,
-    'best_f1': best_f1,
-    'best_f1_threshold': best_threshold,
-  }
-
-
-def _write_predictions(
-  workdir: pathlib.Path,
-  detector: Detector,
-  category: Category,
-  scores: np.ndarray,
-) -> None:
-  text = io.StringIO()
-  table = csv.writer(text, lineterminator='\n')
-  table.writerow(('file', 'defect', 'score', 'is_anomalous'))
-  for file, defect, score, is_anomalous in zip(
-    category.test_files,
-    category.test_defects,
-    scores,
-    detector.is_anomalous(scores),
-    strict=True,
-  ):
-    # Nine digits name a float32 exactly.
-    table.writerow((file, defect, f'{score:.9g}', str(is_anomalous).lower()))
-  workdir_lib.write_text(workdir / 'predictions.csv', text.getvalue())
-
-
-def _draw(
-  folder: pathlib.Path,
-  detector: Detector,
-  category: Category,
-  scored: Scored,
-  labels: np.ndarray,
-  masks: np.ndarray | None,
-) -> None:
-  """Draws a panel per test image, the worst mistakes, curves, histogram."""
-  threshold = detector.thresholds.image
-  for index, file in enumerate(category.test_files):
-    panel = figures.panel(
-      image=category.test_images[index],
-      reconstruction=scored.reconstruction[index],
-      anomaly_map=scored.anomaly_map[index],
-      mask=None if masks is None else masks[index],
-      score=float(scored.score[index]),
-      threshold=threshold,
-      label=category.test_defects[index],
-      name=file,
-    )
-    # 'test/crack/000.png' becomes 'panels/crack/000.png'.
-    picture = pathlib.Path(*pathlib.Path(file).parts[1:]).with_suffix('.png')
-    figures.save_png(folder / 'panels' / picture, panel)
-  gallery = figures.mistakes_gallery(
-    images=category.test_images,
-    anomaly_maps=scored.anomaly_map,
-    masks=masks,
-    scores=scored.score,
-    labels=category.test_defects,
-    names=category.test_files,
-    threshold=threshold,
-  )
-  figures.save_png(folder / 'mistakes.png', gallery)
-  plots.curves_figure(
-    folder / 'curves.png',
+  scored = detector.score_all(category.test_images)
+  split = metrics.measure(
     scores=scored.score,
     labels=labels,
     maps=scored.anomaly_map,
     masks=masks,
-    threshold=threshold,
+    threshold=detector.thresholds.image,
   )
-  plots.score_histogram(
-    folder / 'histogram.png',
-    scores=scored.score,
+  values, reasons = metrics.compute(split)
+  for reason in dict.fromkeys(reasons.values()):
+    missing = ', '.join(key for key in reasons if reasons[key] == reason)
+    _log.info('%s: no %s: %s', category.name, missing, reason)
+  best_f1, best_f1_threshold = metrics.best_f1(scored.score, labels)
+  return Evaluation(
+    category=category,
     labels=labels,
-    threshold=threshold,
+    masks=masks,
+    thresholds=detector.thresholds,
+    scored=scored,
+    image=split.image,
+    pixel=split.pixel,
+    rates=metrics.rates_at_threshold(
+      scored.score, labels, detector.thresholds.image
+    ),
+    best_f1=best_f1,
+    best_f1_threshold=best_f1_threshold,
+    metrics=values,
+    reasons=reasons,
   )

@@ -11,7 +11,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from draem_jax import config as config_lib
-from draem_jax import evaluate, paper, sharding, train, writer
+from draem_jax import (
+  drawings,
+  evaluate,
+  paper,
+  report,
+  results,
+  sharding,
+  train,
+  writer,
+)
 from draem_jax import workdir as workdir_lib
 from draem_jax.data import demo, layouts, resident, textures
 from draem_jax.data.category import Category, load_category
@@ -33,8 +42,8 @@ def train_and_evaluate(
     workdir: the folder of the run.
 
   Returns:
-    The content of `results.json`; empty in the processes of a cluster that do
-    not write.
+    The row of the run, as `results` describes it; empty in the processes of a
+    cluster that do not write.
 
   Raises:
     UserError: for what the user can mend.
@@ -71,9 +80,9 @@ def train_and_evaluate(
     config, images=images, textures=texture_images, mesh=mesh
   )
   state, lines = train.train(trainer, workdir)
-  results = {}
+  row = {}
   if sharding.is_main_process():
-    results = _evaluate(
+    row = _evaluate(
       config,
       workdir,
       category,
@@ -84,7 +93,7 @@ def train_and_evaluate(
     )
   # Whoever leaves a cluster early takes the others along.
   sharding.wait_for_processes(f'evaluated {config["category"]}')
-  return results
+  return row
 
 
 def list_categories(config: Mapping[str, Any]) -> list[str]:
@@ -144,7 +153,7 @@ def _evaluate(
   good_images: UInt8[np.ndarray, 'n h w 3'],
   lines: writer.Writer,
 ) -> dict[str, Any]:
-  """Chooses the thresholds and evaluates; returns the results."""
+  """Chooses the thresholds, evaluates and writes; returns the row."""
   detector = Detector(
     trainer.model,
     variables,
@@ -165,19 +174,22 @@ def _evaluate(
     pixel_quantile=config['eval']['pixel_quantile'],
   )
   write_thresholds(workdir, thresholds)
-  return evaluate.evaluate(
-    detector,
-    category,
-    mask_threshold=config['eval']['mask_threshold'],
-    workdir=workdir,
-    run={
-      'category': config['category'],
-      'steps': trainer.num_steps,
+  evaluation = evaluate.evaluate(
+    detector, category, mask_threshold=config['eval']['mask_threshold']
+  )
+  row = results.write(
+    workdir,
+    evaluation,
+    steps=trainer.num_steps,
+    timing={
       'train_seconds': round(lines.seconds, 1),
       'images_per_second': writer.typical_rate(lines.lines),
       'device': sharding.device_name(),
     },
   )
+  drawings.draw(workdir / 'figures', evaluation)
+  report.write_report(workdir, evaluation, row)
+  return row
 
 
 def _load(

@@ -2,14 +2,13 @@
 
 Images are uint8 or float in [0, 1], RGB. Anomaly maps are probabilities in
 [0, 1] and always drawn on this scale, so that pictures compare and a good image
-looks clean. Colours are Okabe and Ito's, which colour-blind readers tell apart,
+looks clean. Colors are Okabe and Ito's, which color-blind readers tell apart,
 and for maps inferno, which is perceptually uniform.
 """
 
 import functools
-import os
+import io
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
 import matplotlib
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageColor
 from scipy import ndimage
 
+from draem_jax import workdir as workdir_lib
 from draem_jax.page import GRAY, Page
 
 GOOD_COLOR = '#0072B2'
@@ -40,18 +40,10 @@ def save_png(
   path: str | pathlib.Path, picture: UInt8[np.ndarray, 'h w 3']
 ) -> None:
   """Writes a PNG whole or not at all, its folder included."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      # Half the time of the default level for a tenth more bytes.
-      Image.fromarray(picture).save(file, format='PNG', compress_level=3)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    pathlib.Path(temporary).unlink(missing_ok=True)
-    raise
+  file = io.BytesIO()
+  # Half the time of the default level for a tenth more bytes.
+  Image.fromarray(picture).save(file, format='PNG', compress_level=3)
+  workdir_lib.write_bytes(path, file.getvalue())
 
 
 def heat_map_overlay(
@@ -62,8 +54,8 @@ def heat_map_overlay(
   The map's opacity grows with its value: where it is 0 the image is untouched.
 
   Args:
-    image: The image.
-    anomaly_map: Its map, of the same size; clipped to [0, 1].
+    image: the image.
+    anomaly_map: its map, of the same size; clipped to [0, 1].
 
   Raises:
     ValueError: if the sizes differ.
@@ -82,7 +74,7 @@ def heat_map_overlay(
 def colorize(
   anomaly_map: Float[np.ndarray, 'h w'],
 ) -> UInt8[np.ndarray, 'h w 3']:
-  """The anomaly map in inferno's colours, black at 0 and pale yellow at 1."""
+  """The anomaly map in inferno's colors, black at 0 and pale yellow at 1."""
   return _inferno()[_levels(anomaly_map)]
 
 
@@ -106,7 +98,8 @@ def panel(
   anomaly_map: Float[np.ndarray, 'h w'],
   score: float,
   name: str,
-  label: str | None = None,
+  label: bool | None = None,
+  defect: str | None = None,
   reconstruction: Float[np.ndarray, 'h w 3'] | None = None,
   mask: Bool[np.ndarray, 'h w'] | None = None,
   threshold: float | None = None,
@@ -114,14 +107,16 @@ def panel(
   """All there is to see of one image, in a row under a line of text.
 
   Args:
-    image: The input.
-    anomaly_map: Its anomaly map.
-    score: Its score.
-    name: What to call it, a file name as a rule.
-    label: The kind of defect, 'good' for none; None when unknown.
-    reconstruction: Its reconstruction; left out when None.
-    mask: Ground truth, outlined on the map; None when unknown.
-    threshold: Gives the verdict: anomalous when the score is greater.
+    image: the input.
+    anomaly_map: its anomaly map.
+    score: its score.
+    name: what to call it, a file name as a rule.
+    label: True for an anomalous image; None when unknown.
+    defect: what to call its kind of defect, if anything.
+    reconstruction: its reconstruction; None where the networks have none, and
+      then there is no tile of it.
+    mask: the ground truth, outlined on the map; None when unknown.
+    threshold: the score above which the verdict is anomalous.
   """
   size = min(max(*image.shape[:2], _MIN_TILE), _MAX_TILE)
   image, anomaly_map = _fit(image, size), _fit_map(anomaly_map, size)
@@ -143,7 +138,7 @@ def panel(
     2 * _MARGIN + len(tiles) * column - _GAP + scale_width,
     top + height + _MARGIN,
   )
-  _write_headline(page, name, label, score, threshold)
+  _write_headline(page, name, defect, label, score, threshold)
   for number, (caption, tile) in enumerate(tiles.items()):
     left = _MARGIN + number * column
     page.write((left, top - 14), caption, color=GRAY)
@@ -157,7 +152,7 @@ def mistakes_gallery(
   images: Sequence[_Picture],
   anomaly_maps: Float[np.ndarray, 'n h w'],
   scores: Float[np.ndarray, 'n'],
-  labels: Sequence[str],
+  labels: Bool[np.ndarray, 'n'],
   names: Sequence[str],
   masks: Bool[np.ndarray, 'n h w'] | None = None,
   threshold: float | None = None,
@@ -166,19 +161,19 @@ def mistakes_gallery(
   """The good images that score highest and the anomalous that score lowest.
 
   Args:
-    images: Inputs.
-    anomaly_maps: Their maps.
-    scores: Their scores.
-    labels: The kind of defect of each, 'good' for none.
-    names: What to call them.
-    masks: Ground truth, outlined in the heat maps.
-    threshold: Tells mistakes from near misses: an image whose score is greater
-      is called anomalous.
-    count: How many of each.
+    images: the inputs.
+    anomaly_maps: their maps.
+    scores: their scores.
+    labels: True for anomalous images.
+    names: what to call them.
+    masks: the ground truth, outlined in the heat maps.
+    threshold: the score above which an image is called anomalous, which tells
+      mistakes from near misses.
+    count: number of images of each kind.
   """
   order = np.argsort(scores, kind='stable')
-  good = [index for index in order[::-1] if labels[index] == 'good']
-  anomalous = [index for index in order if labels[index] != 'good']
+  good = [index for index in order[::-1] if not labels[index]]
+  anomalous = [index for index in order if labels[index]]
   sections = {
     'Good images with the highest scores': good[:count],
     'Anomalous images with the lowest scores': anomalous[:count],
@@ -210,7 +205,7 @@ def mistakes_gallery(
         page,
         (left, top + heading + 2 * cell),
         names[index],
-        labels[index],
+        bool(labels[index]),
         float(scores[index]),
         threshold,
       )
@@ -229,12 +224,13 @@ def simulated_sheet(
   """Simulated examples as the networks see them, one a row.
 
   Args:
-    images: Anomaly-free images, the target of the reconstruction.
-    augmented: The same with simulated anomalies, the input.
+    images: the anomaly-free images, the target of the reconstruction.
+    augmented: the same with simulated anomalies, the input.
     masks: 1 where the anomaly is.
-    reconstructions: What the network makes of the input.
-    anomaly_maps: Where it sees the anomaly; the mask is outlined.
-    max_examples: How many of the examples to show.
+    reconstructions: what the networks make of the input; None where they make
+      none, and then there is no column of it.
+    anomaly_maps: where they see the anomaly; the mask is outlined.
+    max_examples: number of the examples to show, at most.
   """
   rows = range(min(len(images), max_examples))
   masks = [_fit_map(masks[row], _SMALL_TILE) for row in rows]
@@ -270,7 +266,8 @@ def simulated_sheet(
 def _write_headline(
   page: Page,
   name: str,
-  label: str | None,
+  defect: str | None,
+  label: bool | None,
   score: float,
   threshold: float | None,
 ) -> None:
@@ -285,7 +282,7 @@ def _write_headline(
       right -= page.write((right, middle), outcome, **style) + 10
     right -= page.write_badge((right, middle), verdict, color, size=12) + 10
   right -= page.write((right, middle), text, size=14, anchor='rm') + 24
-  title = name if label is None else f'{name}  ({label})'
+  title = name if defect is None else f'{name}  ({defect})'
   page.write(
     (_MARGIN, middle), title, size=15, bold=True, width=right - _MARGIN
   )
@@ -295,7 +292,7 @@ def _write_caption(
   page: Page,
   corner: tuple[int, int],
   name: str,
-  label: str,
+  label: bool,
   score: float,
   threshold: float | None,
 ) -> None:
@@ -314,21 +311,21 @@ def _write_caption(
 
 
 def _judge(
-  score: float, label: str | None, threshold: float
+  score: float, label: bool | None, threshold: float
 ) -> tuple[str, str | None, str]:
-  """Verdict, what it is worth (None when the truth is unknown), its colour."""
+  """Verdict, what it is worth (None when the truth is unknown), its color."""
   called = score > threshold
   verdict = 'anomalous' if called else 'good'
   color = ANOMALOUS_COLOR if called else GOOD_COLOR
   if label is None:
     return verdict, None, color
-  if called == (label != 'good'):
+  if called == label:
     return verdict, 'correct', color
   return verdict, 'false alarm' if called else 'missed', color
 
 
 def _draw_scale(page: Page, corner: tuple[int, int], height: int) -> None:
-  """The colours of the map from 1 at the top to 0."""
+  """The colors of the map from 1 at the top to 0."""
   left, top = corner
   values = np.repeat(np.linspace(1, 0, height)[:, None], 10, axis=1)
   page.paste(colorize(values), corner)
@@ -384,7 +381,7 @@ def _inferno() -> UInt8[np.ndarray, '256 3']:
 
 @functools.cache
 def _overlay_tables() -> tuple[np.ndarray, np.ndarray]:
-  """For each level: factor of the image, and the colour that is added.
+  """For each level: factor of the image, and the color that is added.
 
   The ends of inferno are left out: over an image black would read as shadow,
   and pale yellow would vanish on white.

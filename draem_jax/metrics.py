@@ -1,22 +1,24 @@
-"""AUROC, AP and AUPRO of a test split, exact over all thresholds.
+"""The numbers of a test split, each defined once, exact over all thresholds.
 
 Everything here is numpy on the host. The higher a score the more anomalous; an
 image or a pixel is called anomalous when its score is greater than the
 threshold.
 
-All figures come from one sweep of the threshold (`_sweep`). It stops only at
-the scores of anomalous samples: between two of them the true positives stand
-still, so that the curves have no corner there. Of the normal samples, which in
-a test split are nearly all pixels, only the values need sorting then, and they
-carry no payload.
+`METRICS` is the table of what is reported. All of it comes from one sweep of
+the threshold over the images and one over the pixels (`measure`). A sweep stops
+only at the scores of anomalous images or pixels: between two of them the true
+positives stand still, so that the curves have no corner there. Of the normal
+ones, which in a test split are nearly all pixels, only the values need sorting
+then, and they carry no payload.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
-from skimage import measure
+from jaxtyping import Bool, Float, Int, Shaped
+from skimage import measure as skimage_measure
 
 # Integration limit of AUPRO, the false positive rate that MVTec AD uses.
 AUPRO_LIMIT = 0.3
@@ -40,13 +42,25 @@ class PrecisionRecallCurve(NamedTuple):
   precision: Float[np.ndarray, 'k']
 
 
+class OverlapCurve(NamedTuple):
+  """Corners of the mean overlap with each defect, from (0, 0) to (1, 1)."""
+
+  false_positive_rate: Float[np.ndarray, 'k']
+  overlap: Float[np.ndarray, 'k']
+
+
 class Curves(NamedTuple):
-  """Both curves of one set of scores, and the areas under them."""
+  """All curves of one set of scores, and the areas under them.
+
+  `region_overlap` and the AUPRO under it are those of pixels, None of images.
+  """
 
   roc: RocCurve
   precision_recall: PrecisionRecallCurve
+  region_overlap: OverlapCurve | None
   auroc: float
   average_precision: float
+  aupro: float | None
 
 
 class Rates(NamedTuple):
@@ -65,65 +79,167 @@ class Rates(NamedTuple):
   false_negatives: int
 
 
-def evaluate_metrics(
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """A test split with its curves: all that a metric may be computed from.
+
+  Attributes:
+    scores: the image scores.
+    labels: True for anomalous images.
+    maps: the anomaly maps.
+    masks: True for anomalous pixels; None when there is no ground truth.
+    threshold: the score above which an image is called anomalous; None when
+      there is none.
+    image: the curves of the images, None where the split does not define them.
+    pixel: the same of all its pixels.
+    missing: why there are no curves, by level, `'image'` and `'pixel'`.
+  """
+
+  scores: Float[np.ndarray, 'n']
+  labels: Bool[np.ndarray, 'n']
+  maps: Float[np.ndarray, 'n h w']
+  masks: Bool[np.ndarray, 'n h w'] | None
+  threshold: float | None
+  image: Curves | None
+  pixel: Curves | None
+  missing: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """One number of a test split.
+
+  Attributes:
+    name: what tables call it.
+    meaning: what it says, in half a sentence.
+    level: `'image'` or `'pixel'`, whose curves it needs.
+    compute: its value, in [0, 1], of a split that has these curves; None where
+      the split does not define it all the same.
+    paper: the field of `paper.Published` it compares with; None if the paper
+      does not have it.
+  """
+
+  name: str
+  meaning: str
+  level: str
+  compute: Callable[[Split], float | None]
+  paper: str | None = None
+
+
+# By the key in `results.json`. One more metric is one more entry: results,
+# tables and reports have what stands here.
+METRICS = {
+  'image_auroc': Metric(
+    name='image AUROC',
+    meaning='chance that an anomalous image scores above a good one',
+    level='image',
+    compute=lambda split: split.image.auroc,
+    paper='image_auroc',
+  ),
+  'image_ap': Metric(
+    name='image AP',
+    meaning='precision of the verdict on images, averaged over recall',
+    level='image',
+    compute=lambda split: split.image.average_precision,
+  ),
+  'pixel_auroc': Metric(
+    name='pixel AUROC',
+    meaning='chance that an anomalous pixel scores above a normal one',
+    level='pixel',
+    compute=lambda split: split.pixel.auroc,
+    paper='pixel_auroc',
+  ),
+  'pixel_ap': Metric(
+    name='pixel AP',
+    meaning='precision of the verdict on pixels, averaged over recall',
+    level='pixel',
+    compute=lambda split: split.pixel.average_precision,
+    paper='pixel_ap',
+  ),
+  'aupro': Metric(
+    name='AUPRO',
+    meaning='share found of each defect, at false positive rates of pixels up'
+    ' to 30 %',
+    level='pixel',
+    compute=lambda split: split.pixel.aupro,
+  ),
+}
+
+
+def measure(
   *,
   scores: Float[np.ndarray, 'n'],
-  maps: Float[np.ndarray, 'n h w'],
   labels: Bool[np.ndarray, 'n'],
+  maps: Float[np.ndarray, 'n h w'],
   masks: Bool[np.ndarray, 'n h w'] | None,
-) -> dict[str, float | None | list[str]]:
-  """Figures of a test split, as the paper reports them, and AUPRO.
+  threshold: float | None = None,
+) -> Split:
+  """Sweeps the threshold over the images and the pixels of a test split.
 
   Args:
-    scores: Image scores.
-    maps: Anomaly maps.
+    scores: the image scores.
     labels: True for anomalous images.
+    maps: the anomaly maps.
     masks: True for anomalous pixels; None when there is no ground truth.
-
-  Returns:
-    `image_auroc`, `image_ap`, `pixel_auroc`, `pixel_ap` (over all pixels of
-    the split) and `aupro` (see `aupro`), each in [0, 1] or None where the split
-    does not define it, and `notes`, one line for each reason why figures are
-    missing.
+    threshold: the score above which an image is called anomalous, if any.
 
   Raises:
     ValueError: if shapes disagree or a score is NaN.
   """
-  image_auroc, image_ap, _ = _figures(_sweep(scores, labels))
-  notes = _missing('image_auroc and image_ap are', labels, 'image')
-  pixel_auroc = pixel_ap = pro = None
+  pixel, lacks = None, {'image': _lack(labels, 'image', 'good')}
   if masks is None:
-    notes.append(
-      'pixel_auroc, pixel_ap and aupro are undefined: the test split has no '
-      'ground truth masks.'
-    )
+    lacks['pixel'] = 'ground truth masks'
   else:
-    masks = np.asarray(masks, bool)
-    sweep = _sweep(maps, masks, _region_weights(masks))
-    pixel_auroc, pixel_ap, pro = _figures(sweep)
-    notes += _missing('pixel_auroc, pixel_ap and aupro are', masks, 'pixel')
-  return {
-    'image_auroc': image_auroc,
-    'image_ap': image_ap,
-    'pixel_auroc': pixel_auroc,
-    'pixel_ap': pixel_ap,
-    'aupro': pro,
-    'notes': notes,
-  }
+    pixel = _curves(_sweep(maps, masks, _region_weights(masks)))
+    lacks['pixel'] = _lack(masks, 'pixel', 'normal')
+  return Split(
+    scores=scores,
+    labels=labels,
+    maps=maps,
+    masks=masks,
+    threshold=threshold,
+    image=curves(scores, labels),
+    pixel=pixel,
+    missing={
+      level: f'the test split has no {lack}'
+      for level, lack in lacks.items()
+      if lack
+    },
+  )
+
+
+def compute(split: Split) -> tuple[dict[str, float | None], dict[str, str]]:
+  """All of `METRICS` of a test split.
+
+  Returns:
+    The values by key, None where the split does not define them; and for these
+    the reason, in words.
+  """
+  values, reasons = dict.fromkeys(METRICS), {}
+  for key, metric in METRICS.items():
+    if metric.level in split.missing:
+      reasons[key] = split.missing[metric.level]
+      continue
+    values[key] = metric.compute(split)
+    if values[key] is None:
+      reasons[key] = 'the test split does not define it'
+  return values, reasons
 
 
 def auroc(
-  scores: Float[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
+  scores: Shaped[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
 ) -> float | None:
   """Area under the ROC curve, ties counted half; None when undefined."""
-  return _figures(_sweep(scores, labels))[0]
+  found = curves(scores, labels)
+  return None if found is None else found.auroc
 
 
 def average_precision(
-  scores: Float[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
+  scores: Shaped[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
 ) -> float | None:
   """Sum of precision times gain of recall; None when undefined."""
-  return _figures(_sweep(scores, labels))[1]
+  found = curves(scores, labels)
+  return None if found is None else found.average_precision
 
 
 def aupro(
@@ -131,64 +247,70 @@ def aupro(
 ) -> float | None:
   """Area under the per-region overlap, up to a false positive rate of 0.3.
 
-  Bergmann et al., 'The MVTec Anomaly Detection Dataset', IJCV 2021: the
-  share of each connected ground truth region (8-connectivity) that is found,
-  averaged over the regions of all images, against the false positive rate over
-  all normal pixels. The curve is integrated by the trapezoidal rule over all
-  thresholds, cut at `AUPRO_LIMIT` by linear interpolation, and divided by it.
+  The share of each connected ground truth region (8-connectivity) that is
+  found, averaged over the regions of all images, against the false positive
+  rate over all normal pixels. The curve is integrated by the trapezoidal rule
+  over all thresholds, cut at `AUPRO_LIMIT` by linear interpolation, and divided
+  by it.
 
   Args:
-    maps: Anomaly maps.
+    maps: the anomaly maps.
     masks: True for anomalous pixels.
 
   Returns:
     AUPRO in [0, 1], or None without an anomalous or without a normal pixel.
+
+  References:
+    Bergmann, Batzner, Fauser, Sattlegger, Steger: The MVTec Anomaly Detection
+    Dataset, IJCV 129, 2021, doi:10.1007/s11263-020-01400-4.
   """
-  masks = np.asarray(masks, bool)
-  return _figures(_sweep(maps, masks, _region_weights(masks)))[2]
+  found = _curves(_sweep(maps, masks, _region_weights(masks)))
+  return None if found is None else found.aupro
 
 
 def curves(
-  scores: Float[np.ndarray, '*n'],
-  labels: Bool[np.ndarray, '*n'],
-  *,
-  max_points: int | None = None,
+  scores: Shaped[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
 ) -> Curves | None:
   """ROC and precision-recall curve, and the areas under them.
 
   Args:
-    scores: Scores of images or pixels.
+    scores: the scores of images or pixels.
     labels: True for anomalous ones.
-    max_points: Thin each curve, for drawing, to this many points, evenly along
-      its length. The areas stay those of the full curves.
 
   Returns:
-    The curves, or None when one of the two classes is missing. Without
-    thinning they hold every corner.
+    The curves with every corner, or None when one of the two classes is
+    missing.
   """
-  sweep = _sweep(scores, labels)
-  if not sweep.defined:
-    return None
-  recall = sweep.true_positives / sweep.num_positives
-  # Recall 0 takes the precision of the highest threshold.
-  steps = np.append(0.0, recall), np.append(sweep.precision[0], sweep.precision)
-  area, precision, _ = _figures(sweep)
-  return Curves(
-    roc=RocCurve(*_thin(*_corners(sweep, recall), max_points)),
-    precision_recall=PrecisionRecallCurve(*_thin(*steps, max_points)),
-    auroc=area,
-    average_precision=precision,
+  return _curves(_sweep(scores, labels))
+
+
+def thin(found: Curves, max_points: int) -> Curves:
+  """The same curves with fewer points, for drawing; the areas stay.
+
+  Args:
+    found: the curves.
+    max_points: number of points to leave of each, evenly along its length.
+  """
+  overlap = found.region_overlap
+  return found._replace(
+    roc=RocCurve(*_thin(*found.roc, max_points)),
+    precision_recall=PrecisionRecallCurve(
+      *_thin(*found.precision_recall, max_points)
+    ),
+    region_overlap=overlap and OverlapCurve(*_thin(*overlap, max_points)),
   )
 
 
 def rates_at_threshold(
-  scores: Float[np.ndarray, 'n'],
+  scores: Shaped[np.ndarray, 'n'],
   labels: Bool[np.ndarray, 'n'],
   threshold: float,
 ) -> Rates:
   """Rates and counts when scores greater than `threshold` are anomalous."""
   scores, labels = _checked(scores, labels)
-  called = scores > threshold
+  # In float64, as the detector compares: the threshold of float32 scores would
+  # be rounded to float32 otherwise, and a score beside it change sides.
+  called = scores.astype(np.float64) > threshold
   tp = int(np.sum(called & labels))
   fp = int(np.sum(called & ~labels))
   fn = int(np.sum(labels)) - tp
@@ -205,17 +327,17 @@ def rates_at_threshold(
 
 
 def best_f1(
-  scores: Float[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
+  scores: Shaped[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
 ) -> tuple[float | None, float | None]:
   """The highest F1 that any threshold reaches, and that threshold.
 
   Args:
-    scores: Scores of images or pixels.
+    scores: the scores of images or pixels.
     labels: True for anomalous ones.
 
   Returns:
     F1 and the threshold, which is the highest score that it leaves as good;
-    both None without an anomalous sample.
+    both None without an anomalous one.
   """
   scores = np.asarray(scores)
   sweep = _sweep(scores, labels)
@@ -232,14 +354,14 @@ def best_f1(
 
 @dataclasses.dataclass(frozen=True)
 class _Sweep:
-  """Counts at each distinct score of an anomalous sample, from high to low.
+  """Counts at each distinct score of an anomalous one, from high to low.
 
   `true_positives` and `false_positives` have at least that score,
   `false_positives_above` more. `overlap` is the weighted counterpart of
   `true_positives`, None without weights.
   """
 
-  thresholds: Float[np.ndarray, 't']
+  thresholds: Shaped[np.ndarray, 't']
   true_positives: Int[np.ndarray, 't']
   false_positives_above: Int[np.ndarray, 't']
   false_positives: Int[np.ndarray, 't']
@@ -247,21 +369,13 @@ class _Sweep:
   num_positives: int
   num_negatives: int
 
-  @property
-  def defined(self) -> bool:
-    return self.num_positives > 0 and self.num_negatives > 0
-
-  @property
-  def precision(self) -> Float[np.ndarray, 't']:
-    return self.true_positives / (self.true_positives + self.false_positives)
-
 
 def _sweep(
-  scores: Float[np.ndarray, '*n'],
+  scores: Shaped[np.ndarray, '*n'],
   labels: Bool[np.ndarray, '*n'],
   weights: Float[np.ndarray, 'p'] | None = None,
 ) -> _Sweep:
-  """Sweep the threshold; `weights` belong to the anomalous samples in order."""
+  """Sweep the threshold; `weights` belong to the anomalous ones in order."""
   scores, labels = _checked(scores, labels)
   positives = scores[labels]
   negatives = np.sort(scores[~labels])
@@ -300,27 +414,38 @@ def _checked(scores, labels) -> tuple[np.ndarray, np.ndarray]:
   return scores.reshape(-1), labels.reshape(-1)
 
 
-def _figures(
-  sweep: _Sweep,
-) -> tuple[float | None, float | None, float | None]:
-  """AUROC, average precision and AUPRO (None without region weights)."""
-  if not sweep.defined:
-    return None, None, None
+def _curves(sweep: _Sweep) -> Curves | None:
+  """All curves; without region weights there is none of the overlap."""
+  if not (sweep.num_positives and sweep.num_negatives):
+    return None
+  precision = sweep.true_positives / (
+    sweep.true_positives + sweep.false_positives
+  )
+  recall = sweep.true_positives / sweep.num_positives
   gained = np.diff(sweep.true_positives, prepend=0)
-  # Normal samples that a positive outranks, in halves so that it stays integer.
+  # Normal ones that a positive outranks, in halves so that it stays integer.
   outranked = (
     2 * sweep.num_negatives
     - sweep.false_positives_above
     - sweep.false_positives
   )
   pairs = 2 * sweep.num_positives * sweep.num_negatives
-  area = float(np.sum(gained * outranked) / pairs)
-  precision = float(np.sum(gained * sweep.precision) / sweep.num_positives)
-  pro = None
+  overlap = area = None
   if sweep.overlap is not None:
-    fpr, overlap = _corners(sweep, sweep.overlap)
-    pro = _area_up_to(AUPRO_LIMIT, fpr, overlap) / AUPRO_LIMIT
-  return area, precision, pro
+    overlap = OverlapCurve(*_corners(sweep, sweep.overlap))
+    area = _area_up_to(AUPRO_LIMIT, *overlap) / AUPRO_LIMIT
+  return Curves(
+    roc=RocCurve(*_corners(sweep, recall)),
+    precision_recall=PrecisionRecallCurve(
+      # Recall 0 takes the precision of the highest threshold.
+      recall=np.append(0.0, recall),
+      precision=np.append(precision[0], precision),
+    ),
+    region_overlap=overlap,
+    auroc=float(np.sum(gained * outranked) / pairs),
+    average_precision=float(np.sum(gained * precision) / sweep.num_positives),
+    aupro=area,
+  )
 
 
 def _corners(
@@ -328,8 +453,8 @@ def _corners(
 ) -> tuple[Float[np.ndarray, 'k'], Float[np.ndarray, 'k']]:
   """Curve of `height` over the false positive rate, from (0, 0) to (1, end).
 
-  Each threshold adds two corners: the one before its samples are called, up to
-  which only normal samples came in, and the one after.
+  Each threshold adds two corners: the one before its scores are called, up to
+  which only normal ones came in, and the one after.
   """
   size = len(height)
   fpr, curve = np.zeros(2 * size + 2), np.zeros(2 * size + 2)
@@ -362,7 +487,9 @@ def _region_weights(masks: Bool[np.ndarray, 'n h w']) -> np.ndarray:
     raise ValueError(f'Masks must be [n, h, w], not of shape {masks.shape}.')
   weights, num_regions = [], 0
   for mask in masks[np.any(masks, axis=(1, 2))]:
-    regions, count = measure.label(mask, return_num=True, connectivity=2)
+    regions, count = skimage_measure.label(
+      mask, return_num=True, connectivity=2
+    )
     sizes = np.bincount(regions.reshape(-1))
     weights.append(1 / sizes[regions[mask]])
     num_regions += count
@@ -371,25 +498,22 @@ def _region_weights(masks: Bool[np.ndarray, 'n h w']) -> np.ndarray:
   return np.concatenate(weights) / num_regions
 
 
-def _missing(figures: str, labels: np.ndarray, sample: str) -> list[str]:
-  """One line when a class is missing, none otherwise."""
-  labels = np.asarray(labels, bool)
+def _lack(labels: np.ndarray, thing: str, normal: str) -> str | None:
+  """What is missing for a curve, None where nothing is."""
   if labels.size == 0:
-    lack = f'no {sample}'
-  elif not labels.any():
-    lack = f'no anomalous {sample}'
-  elif labels.all():
-    lack = f'no {"good" if sample == "image" else "normal"} {sample}'
-  else:
-    return []
-  return [f'{figures} undefined: the test split has {lack}.']
+    return thing
+  if not labels.any():
+    return f'anomalous {thing}'
+  if labels.all():
+    return f'{normal} {thing}'
+  return None
 
 
 def _thin(
-  x: np.ndarray, y: np.ndarray, max_points: int | None
+  x: np.ndarray, y: np.ndarray, max_points: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Points spaced evenly along the curve, the first and the last included."""
-  if max_points is None or len(x) <= max_points:
+  if len(x) <= max_points:
     return x, y
   steps = np.abs(np.diff(x)) + np.abs(np.diff(y))
   length = np.append(0.0, np.cumsum(steps))

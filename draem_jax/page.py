@@ -63,7 +63,7 @@ class Page:
     *,
     size: int = 12,
   ) -> float:
-    """Writes white on a coloured badge; returns its width.
+    """Writes white on a colored badge; returns its width.
 
     `position` is the middle of its right edge.
     """

@@ -5,9 +5,10 @@ nothing asks for a display.
 """
 
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Shaped
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,28 +18,27 @@ from draem_jax.page import GRAY, INK, LIGHT
 
 IMAGE_COLOR = '#009E73'
 PIXEL_COLOR = '#CC79A7'
+# Color and line of a level; images first.
+_STYLES = {'images': (IMAGE_COLOR, '-'), 'pixels': (PIXEL_COLOR, '--')}
 _DPI = 130
 _MAX_POINTS = 1000
 
 
-def curves_figure(
+def draw_curves(
   path: str | pathlib.Path,
+  levels: Mapping[str, metrics.Curves | None],
   *,
-  scores: Float[np.ndarray, 'n'],
-  labels: Bool[np.ndarray, 'n'],
-  maps: Float[np.ndarray, 'n h w'] | None = None,
-  masks: Bool[np.ndarray, 'n h w'] | None = None,
+  rates: metrics.Rates | None = None,
   threshold: float | None = None,
 ) -> None:
   """Writes the ROC and precision-recall curves of images and pixels.
 
   Args:
-    path: The PNG file.
-    scores: Image scores.
-    labels: True for anomalous images.
-    maps: Anomaly maps; None leaves the pixels out.
-    masks: True for anomalous pixels; None leaves the pixels out.
-    threshold: Marked on the curves of images.
+    path: the PNG file.
+    levels: the curves of `'images'` and `'pixels'`, one or both; None where
+      they are undefined, which the legend says.
+    rates: what the threshold does to the images, marked on their curves.
+    threshold: to which the rates belong.
   """
   figure = _figure(10, 4.8)
   roc, precision = figure.subplots(1, 2)
@@ -47,32 +47,30 @@ def curves_figure(
   for axes in (roc, precision):
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal')
   roc.plot([0, 1], [0, 1], color=GRAY, linestyle=':', linewidth=1)
-  _plot_curves(roc, precision, 'images', scores, labels, IMAGE_COLOR, '-')
-  if maps is not None and masks is not None:
-    _plot_curves(roc, precision, 'pixels', maps, masks, PIXEL_COLOR, '--')
-  if threshold is not None:
-    _mark_threshold(roc, precision, scores, labels, threshold)
+  for level, curves in levels.items():
+    _plot_curves(roc, precision, level, curves)
+  if rates is not None and threshold is not None:
+    _mark_threshold(roc, precision, rates, threshold)
   roc.legend(loc='lower right', frameon=False)
   precision.legend(loc='lower left', frameon=False)
   _save(path, figure)
 
 
-def score_histogram(
+def draw_histogram(
   path: str | pathlib.Path,
   *,
-  scores: Float[np.ndarray, 'n'],
+  scores: Shaped[np.ndarray, 'n'],
   labels: Bool[np.ndarray, 'n'],
   threshold: float | None = None,
 ) -> None:
   """Writes the histogram of the scores, every image a dot beneath it.
 
   Args:
-    path: The PNG file.
-    scores: Image scores.
+    path: the PNG file.
+    scores: the image scores.
     labels: True for anomalous images.
-    threshold: Drawn as a line.
+    threshold: the score at which a line is drawn.
   """
-  scores, labels = np.asarray(scores), np.asarray(labels, bool)
   figure = _figure(8, 4.4)
   bars, dots = figure.subplots(
     2, 1, sharex=True, gridspec_kw={'height_ratios': (5, 1)}
@@ -113,21 +111,16 @@ def score_histogram(
 
 
 def _plot_curves(
-  roc: Axes,
-  precision: Axes,
-  level: str,
-  scores: np.ndarray,
-  labels: np.ndarray,
-  color: str,
-  line: str,
+  roc: Axes, precision: Axes, level: str, curves: metrics.Curves | None
 ) -> None:
   """Adds both curves of one level; a line of the legend says if undefined."""
+  color, line = _STYLES[level]
   style = {'color': color, 'linestyle': line, 'linewidth': 2}
-  curves = metrics.curves(scores, labels, max_points=_MAX_POINTS)
   if curves is None:
     for axes in (roc, precision):
       axes.plot([], [], label=f'{level}: undefined', **style)
     return
+  curves = metrics.thin(curves, _MAX_POINTS)
   roc.plot(*curves.roc, label=f'{level}, AUROC {curves.auroc:.3f}', **style)
   precision.plot(
     *curves.precision_recall,
@@ -138,14 +131,9 @@ def _plot_curves(
 
 
 def _mark_threshold(
-  roc: Axes,
-  precision: Axes,
-  scores: np.ndarray,
-  labels: np.ndarray,
-  threshold: float,
+  roc: Axes, precision: Axes, rates: metrics.Rates, threshold: float
 ) -> None:
   """Marks where the threshold stands on the curves of images."""
-  rates = metrics.rates_at_threshold(scores, labels, threshold)
   recall, false_alarms = rates.true_positive_rate, rates.false_positive_rate
   if recall is None or false_alarms is None:
     return

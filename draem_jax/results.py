@@ -1,51 +1,131 @@
-"""The table of results, and the paper's figures to set beside ours."""
+"""The results of runs: their files, and the table that sets them side by side.
 
+A row is what there is to say of one run as plain values: of its test split, as
+`evaluate.Evaluation.results` has it, `steps`, and the timing.
+
+`results.json`, `predictions.csv` and `thresholds.json` are functions of config,
+seed and data: the same three give the same bytes again on the same kind of
+device with the same versions, interrupted or not. What was measured of the
+machine (`train_seconds`, `images_per_second`, `device`) is none of that and
+lies in `timing.json`; `metrics.jsonl` and `report.html` have seconds, too.
+"""
+
+import csv
+import io
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from draem_jax import paper
 from draem_jax import workdir as workdir_lib
+from draem_jax.errors import UserError
+from draem_jax.evaluate import Evaluation
+from draem_jax.metrics import METRICS
 
-# Tables 1 and 2 of the paper: image AUROC, pixel AUROC, pixel AP, in percent.
-PAPER = {
-  'bottle': (99.2, 99.1, 86.5),
-  'cable': (91.8, 94.7, 52.4),
-  'capsule': (98.5, 94.3, 49.4),
-  'carpet': (97.0, 95.5, 53.5),
-  'grid': (99.9, 99.7, 65.7),
-  'hazelnut': (100.0, 99.7, 92.9),
-  'leather': (100.0, 98.6, 75.3),
-  'metal_nut': (98.7, 99.5, 96.3),
-  'pill': (98.9, 97.6, 48.5),
-  'screw': (93.9, 97.6, 58.2),
-  'tile': (99.6, 99.2, 92.3),
-  'toothbrush': (100.0, 98.1, 44.7),
-  'transistor': (93.1, 90.9, 50.7),
-  'wood': (99.1, 96.4, 77.7),
-  'zipper': (100.0, 98.8, 81.5),
-}
+_RESULTS, _TIMING = 'results.json', 'timing.json'
 
-_METRICS = {
-  'image_auroc': 'image AUROC',
-  'image_ap': 'image AP',
-  'pixel_auroc': 'pixel AUROC',
-  'pixel_ap': 'pixel AP',
-  'aupro': 'AUPRO',
-}
-_IN_PAPER = ('image_auroc', 'pixel_auroc', 'pixel_ap')
+
+def write(
+  workdir: str | pathlib.Path,
+  evaluation: Evaluation,
+  *,
+  steps: int,
+  timing: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Writes `results.json`, `predictions.csv` and `timing.json`.
+
+  Args:
+    workdir: the folder of the run.
+    evaluation: of its test split.
+    steps: number of steps it was trained.
+    timing: what was measured of the machine: `train_seconds`,
+      `images_per_second` and `device`.
+
+  Returns:
+    The row of the run.
+  """
+  workdir = pathlib.Path(workdir)
+  content = {'category': evaluation.category.name, 'steps': steps}
+  content |= evaluation.results()
+  workdir_lib.write_json(workdir / _RESULTS, content)
+  workdir_lib.write_json(workdir / _TIMING, dict(timing))
+  if evaluation.scored is not None:
+    _write_predictions(workdir / 'predictions.csv', evaluation)
+  return content | dict(timing)
+
+
+def read(workdir: str | pathlib.Path) -> dict[str, Any]:
+  """The row of a run, of an older one, too.
+
+  A metric that an older `results.json` lacks is None; its timing stands in the
+  file itself.
+
+  Raises:
+    UserError: if the folder holds no results, or damaged ones.
+  """
+  workdir, row = pathlib.Path(workdir), {}
+  for name in (_TIMING, _RESULTS):
+    path = workdir / name
+    try:
+      row |= json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError as error:
+      if name == _RESULTS:
+        raise UserError(
+          f'{path} does not exist: run draem_jax.main in this workdir to the'
+          ' end'
+        ) from error
+    except (ValueError, TypeError) as error:
+      raise UserError(
+        f'{path} is damaged ({error}): run draem_jax.main in this workdir again'
+      ) from error
+  return dict.fromkeys(METRICS) | row
+
+
+def published(category: str) -> dict[str, float]:
+  """The paper's metrics of a category by key, in [0, 1]; none of others."""
+  found = paper.DRAEM.get(category)
+  if found is None:
+    return {}
+  return {
+    key: getattr(found, metric.paper) / 100
+    for key, metric in METRICS.items()
+    if metric.paper
+  }
+
+
+def average(
+  rows: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, float | None], dict[str, float]]:
+  """Averages of each metric over the categories that have it.
+
+  Returns:
+    Ours, None where no category has the metric; and the paper's, which there
+    is only when all categories are among its 15.
+  """
+  ours = {
+    key: _mean([row[key] for row in rows if row.get(key) is not None])
+    for key in METRICS
+  }
+  papers = [published(row['category']) for row in rows]
+  if not papers or not all(papers):
+    return ours, {}
+  return ours, {key: _mean([each[key] for each in papers]) for key in papers[0]}
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """A Markdown table of results in percent, the paper's in parentheses.
+  """A Markdown table of metrics in percent, the paper's in parentheses.
 
   Args:
-    rows: the content of one `results.json` each. Behind several rows follows
-      one of their averages, over the categories that have the figure.
+    rows: one of each category. Behind several follows their average, over the
+      categories that have the metric.
   """
-  header = ['category', *_METRICS.values()]
-  lines = [[row['category'], *_cells(row)] for row in rows]
+  header = ['category', *(metric.name for metric in METRICS.values())]
+  lines = [
+    [row['category'], *_cells(row, published(row['category']))] for row in rows
+  ]
   if len(rows) > 1:
-    lines.append(['average', *_average_cells(rows)])
+    lines.append(['average', *_cells(*average(rows))])
   widths = [
     max(map(len, column)) for column in zip(header, *lines, strict=True)
   ]
@@ -70,32 +150,30 @@ def write_table(
   workdir_lib.write_text(path, text + format_table(rows) + '\n')
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-  paper = PAPER.get(row['category'])
-  published = dict(zip(_IN_PAPER, paper, strict=True)) if paper else {}
-  return [_cell(row[name], published.get(name)) for name in _METRICS]
+def _write_predictions(path: pathlib.Path, evaluation: Evaluation) -> None:
+  text = io.StringIO()
+  table = csv.writer(text, lineterminator='\n')
+  table.writerow(('file', 'defect', 'score', 'is_anomalous'))
+  for file, defect, score, is_anomalous in zip(
+    evaluation.category.test_files,
+    evaluation.category.test_defects,
+    evaluation.scored.score,
+    evaluation.is_anomalous,
+    strict=True,
+  ):
+    # Nine digits name a float32 exactly.
+    table.writerow((file, defect, f'{score:.9g}', str(is_anomalous).lower()))
+  workdir_lib.write_text(path, text.getvalue())
 
 
-def _average_cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  cells = []
-  for name in _METRICS:
-    values = [row[name] for row in rows if row[name] is not None]
-    published = [
-      PAPER[row['category']][_IN_PAPER.index(name)]
-      for row in rows
-      if name in _IN_PAPER and row['category'] in PAPER
-    ]
-    cells.append(
-      _cell(
-        sum(values) / len(values) if values else None,
-        sum(published) / len(published)
-        if len(published) == len(rows)
-        else None,
-      )
-    )
-  return cells
+def _mean(values: Sequence[float]) -> float | None:
+  return sum(values) / len(values) if values else None
 
 
-def _cell(value: float | None, published: float | None) -> str:
+def _cells(ours: Mapping[str, Any], theirs: Mapping[str, float]) -> list[str]:
+  return [_cell(ours.get(key), theirs.get(key)) for key in METRICS]
+
+
+def _cell(value: float | None, theirs: float | None) -> str:
   text = '-' if value is None else f'{100 * value:.1f}'
-  return text if published is None else f'{text} ({published:.1f})'
+  return text if theirs is None else f'{text} ({100 * theirs:.1f})'

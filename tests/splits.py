@@ -1,17 +1,16 @@
 """A test split as an evaluation has it at hand, made up in no time."""
 
 import types
-from unittest import mock
 
 import numpy as np
 
-from draem_jax import evaluate
+from draem_jax import evaluate, report, results
 from draem_jax.data.category import Category
 from draem_jax.detector import Scored, Thresholds
 
 
 def make_category(*, count=24, size=32, masks=True):
-  """A category whose test images are coloured tiles, a third of them good."""
+  """A category whose test images are colored tiles, a third of them good."""
   rng = np.random.default_rng(0)
   defects = [('good', 'crack', 'scratch')[index % 3] for index in range(count)]
   coverage = np.zeros((count, size, size), np.float32)
@@ -34,7 +33,7 @@ def make_category(*, count=24, size=32, masks=True):
   )
 
 
-def make_scored(category):
+def make_scored(category, *, reconstruction=True):
   """Scores that overlap, so that a threshold has something to decide."""
   rng = np.random.default_rng(0)
   labels = np.array([kind != 'good' for kind in category.test_defects])
@@ -43,17 +42,16 @@ def make_scored(category):
   if category.test_masks is not None:
     anomaly_map += 0.5 * category.test_masks
   return Scored(
-    reconstruction=np.float32(category.test_images / 255),
+    reconstruction=np.float32(category.test_images / 255)
+    if reconstruction
+    else None,
     anomaly_map=np.float32(anomaly_map),
     score=np.float32(score),
   )
 
 
-def make_report(folder, category, scored):
-  """Evaluates as the command does; returns the report's path and the results.
-
-  The PNG files are left out: they take long and have their own tests.
-  """
+def make_evaluation(category, scored):
+  """What `evaluate` makes of these scores."""
   thresholds = Thresholds(
     image=0.375,
     pixel=0.3,
@@ -62,19 +60,25 @@ def make_report(folder, category, scored):
     pixel_quantile=0.9999,
   )
   detector = types.SimpleNamespace(
-    thresholds=thresholds,
-    score_all=lambda images: scored,
-    is_anomalous=lambda score: score > thresholds.image,
+    thresholds=thresholds, score_all=lambda images: scored
   )
-  run = {
-    'category': category.name,
-    'steps': 1200,
-    'train_seconds': 4000.0,
-    'images_per_second': 71.25,
-    'device': '1 x <device>',
-  }
-  with mock.patch.object(evaluate, '_draw'):
-    results = evaluate.evaluate(
-      detector, category, mask_threshold=0.5, workdir=folder, run=run
-    )
-  return folder / 'report.html', results
+  return evaluate.evaluate(detector, category, mask_threshold=0.5)
+
+
+def make_report(folder, category, scored, **recipes):
+  """Evaluates as the command does; returns the report's path and the row.
+
+  The PNG files are left out: they take long and have their own tests.
+  """
+  evaluation = make_evaluation(category, scored)
+  row = results.write(
+    folder,
+    evaluation,
+    steps=1200,
+    timing={
+      'train_seconds': 4000.0,
+      'images_per_second': 71.25,
+      'device': '1 x <device>',
+    },
+  )
+  return report.write_report(folder, evaluation, row, **recipes), row

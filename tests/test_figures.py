@@ -85,7 +85,8 @@ def test_panel_is_a_row_of_tiles(size):
     **given,
     reconstruction=image / 255,
     mask=mask,
-    label='crack',
+    label=True,
+    defect='crack',
     threshold=0.5,
   )
   tile = min(max(*size, 256), 512)
@@ -117,7 +118,7 @@ def test_panel_shows_input_and_overlay_as_they_are():
     (0.5, figures.GOOD_COLOR, figures.ANOMALOUS_COLOR),
   ],
 )
-def test_panel_tells_the_verdict_by_colour(score, color, absent):
+def test_panel_tells_the_verdict_by_color(score, color, absent):
   panel = figures.panel(
     image=np.full((64, 64, 3), 255, np.uint8),
     anomaly_map=np.zeros((64, 64)),
@@ -126,6 +127,24 @@ def test_panel_tells_the_verdict_by_colour(score, color, absent):
     threshold=0.5,
   )
   assert has_color(panel, color) and not has_color(panel, absent)
+
+
+def test_panel_judges_by_the_label_whatever_the_defect_is_called():
+  given = dict(
+    image=np.full((64, 64, 3), 255, np.uint8),
+    anomaly_map=np.zeros((64, 64)),
+    score=0.6,
+    name='a.png',
+    threshold=0.5,
+    defect='good',
+  )
+  headline = lambda label: figures.panel(label=label, **given)[:40]
+  unknown, alarm, found = map(headline, (None, False, True))
+  # What the verdict is worth stands behind it, so that it moves to the left.
+  first = lambda array: np.flatnonzero(
+    np.any(array != [255] * 3, axis=-1)[:, 200:].any(axis=0)
+  )[0]
+  assert first(alarm) < first(found) < first(unknown)
 
 
 def test_a_long_name_stays_clear_of_the_score():
@@ -150,14 +169,14 @@ def gallery(labels, scores, **given):
     images=images,
     anomaly_maps=np.zeros((count, 32, 32), np.float32),
     scores=np.array(scores),
-    labels=labels,
+    labels=np.array(labels),
     names=[f'{index}.png' for index in range(count)],
     **given,
   )
 
 
 def test_gallery_shows_the_worst_first():
-  labels = ['good', 'crack', 'good', 'crack', 'good', 'hole']
+  labels = [False, True, False, True, False, True]
   array = gallery(labels, [0.1, 0.9, 0.8, 0.2, 0.3, 0.4], count=2)
   gray = array[..., 0].astype(int)
   shades = gray[np.all(array == array[..., :1], axis=-1)]
@@ -172,8 +191,8 @@ def test_gallery_shows_the_worst_first():
 
 
 def test_gallery_without_one_of_the_kinds_is_shorter():
-  both = gallery(['good', 'crack'], [0.2, 0.8], threshold=0.5)
-  one = gallery(['good', 'good'], [0.2, 0.8], threshold=0.5)
+  both = gallery([False, True], [0.2, 0.8], threshold=0.5)
+  one = gallery([False, False], [0.2, 0.8], threshold=0.5)
   assert one.shape[0] < both.shape[0] and one.shape[1] == both.shape[1]
   # The one that scores 0.8 is a false alarm; both verdicts above are correct.
   assert has_color(one, figures.ANOMALOUS_COLOR)
@@ -192,6 +211,22 @@ def test_simulated_sheet_has_a_row_an_example_and_a_column_a_kind():
   assert full.shape[0] - small.shape[0] == cell
   assert full.shape[1] - small.shape[1] == 2 * cell
   assert has_color(full, figures.OUTLINE_COLOR)
+
+
+@pytest.mark.parametrize('lacking', ['reconstructions', 'anomaly_maps'])
+def test_simulated_sheet_has_no_column_of_what_there_is_not(lacking):
+  images = np.stack([picture(64, 64) / 255] * 2)
+  masks = np.stack([square_mask(64, 64)] * 2).astype(np.float32)
+  given = dict(images=images, augmented=images, masks=masks)
+  given |= dict(reconstructions=images, anomaly_maps=masks)
+  full = figures.simulated_sheet(**given)
+  sheet = figures.simulated_sheet(**given | {lacking: None})
+  cell = 176 + 12
+  assert sheet.shape == (full.shape[0], full.shape[1] - cell, 3)
+  # The last column is a tile, no empty space.
+  assert np.any(sheet[100:, -16 - 176 : -16] != 255)
+  has_outline = lacking == 'reconstructions'
+  assert has_color(sheet, figures.OUTLINE_COLOR) == has_outline
 
 
 def test_save_png_creates_folders_and_keeps_every_pixel(tmp_path):

@@ -90,8 +90,10 @@ def test_every_file_is_there(whole):
   for name in ('image_auroc', 'image_ap', 'pixel_auroc', 'pixel_ap', 'aupro'):
     assert 0 <= found[name] <= 1
   assert found['category'] == 'demo' and found['steps'] == STEPS
-  assert found['images_per_second'] > 0 and found['train_seconds'] > 0
-  assert 'cpu' in found['device'].lower()
+  timing = json.loads((folder / 'timing.json').read_text())
+  assert timing['images_per_second'] > 0 and timing['train_seconds'] > 0
+  assert 'cpu' in timing['device'].lower()
+  assert not timing.keys() & found.keys()
   with (folder / 'predictions.csv').open() as file:
     rows = list(csv.DictReader(file))
   assert rows[0].keys() == {'file', 'defect', 'score', 'is_anomalous'}
@@ -137,7 +139,7 @@ def test_stopped_and_killed_it_ends_in_the_same_bytes(whole, cache, tmp_path):
 
 
 def assert_same_run(folder, expected):
-  for name in ('predictions.csv', 'thresholds.json'):
+  for name in ('predictions.csv', 'results.json', 'thresholds.json'):
     assert (folder / name).read_bytes() == (expected / name).read_bytes()
   ours, theirs = restore(folder), restore(expected)
   jax.tree.map(np.testing.assert_array_equal, ours, theirs)

@@ -1,4 +1,4 @@
-"""The figures against scikit-learn and a slow AUPRO, ties included."""
+"""The metrics against scikit-learn and a slow AUPRO, ties included."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from draem_jax import metrics
 KINDS = ('continuous', 'ties', 'two_values', 'negative')
 
 
-def draw(kind, shape, *, seed, share=0.2):
+def sample(kind, shape, *, seed, share=0.2):
   """Scores that tell the classes apart a little, and labels."""
   rng = np.random.default_rng(seed)
   labels = rng.random(shape) < share
@@ -40,8 +40,8 @@ def slow_aupro(maps, masks, limit):
   """AUPRO by its definition, one threshold at a time."""
   regions = []
   for index, mask in enumerate(masks):
-    labelled, count = ndimage.label(mask, structure=np.ones((3, 3)))
-    regions += [(index, labelled == region + 1) for region in range(count)]
+    labeled, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    regions += [(index, labeled == region + 1) for region in range(count)]
   curve = [(0.0, 0.0)]
   for threshold in np.unique(maps)[::-1]:
     called = maps >= threshold
@@ -63,7 +63,7 @@ def slow_aupro(maps, masks, limit):
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('seed', range(4))
 def test_auroc_and_ap_agree_with_scikit_learn(kind, seed):
-  scores, labels = draw(kind, (700,), seed=seed)
+  scores, labels = sample(kind, (700,), seed=seed)
   expected_auroc = sklearn_metrics.roc_auc_score(labels, scores)
   expected_ap = sklearn_metrics.average_precision_score(labels, scores)
   assert metrics.auroc(scores, labels) == pytest.approx(
@@ -78,7 +78,7 @@ def test_auroc_and_ap_agree_with_scikit_learn(kind, seed):
 @pytest.mark.parametrize('seed', range(3))
 def test_aupro_agrees_with_its_definition(kind, seed):
   masks = blobs((5, 24, 20), seed=seed)
-  maps, _ = draw(kind, masks.shape, seed=seed + 10)
+  maps, _ = sample(kind, masks.shape, seed=seed + 10)
   maps = maps + np.where(masks, np.float32(0.25), np.float32(0))
   expected = slow_aupro(maps, masks, metrics.AUPRO_LIMIT)
   assert metrics.aupro(maps, masks) == pytest.approx(expected, abs=1e-12)
@@ -103,13 +103,12 @@ def test_perfect_maps_reach_one_and_constant_maps_chance():
   assert metrics.auroc(constant, masks) == 0.5
 
 
-def test_evaluate_metrics_of_a_split():
+def test_metrics_of_a_split():
   masks = blobs((6, 24, 24), seed=3)
-  maps, _ = draw('ties', masks.shape, seed=4)
-  scores, labels = draw('ties', (6,), seed=5, share=0.5)
-  results = metrics.evaluate_metrics(
-    scores=scores, maps=maps, labels=labels, masks=masks
-  )
+  maps, _ = sample('ties', masks.shape, seed=4)
+  scores, labels = sample('ties', (6,), seed=5, share=0.5)
+  split = metrics.measure(scores=scores, maps=maps, labels=labels, masks=masks)
+  values, reasons = metrics.compute(split)
   flat = masks.ravel(), maps.ravel()
   expected = {
     'image_auroc': sklearn_metrics.roc_auc_score(labels, scores),
@@ -118,15 +117,15 @@ def test_evaluate_metrics_of_a_split():
     'pixel_ap': sklearn_metrics.average_precision_score(*flat),
     'aupro': slow_aupro(maps, masks, metrics.AUPRO_LIMIT),
   }
-  assert results.pop('notes') == []
-  assert results == pytest.approx(expected, abs=1e-12)
-  assert all(type(value) is float for value in results.values())
+  assert not reasons
+  assert values == pytest.approx(expected, abs=1e-12)
+  assert all(type(value) is float for value in values.values())
 
 
 @pytest.mark.parametrize(
   ('label', 'pixel', 'has_masks', 'present', 'lacks'),
   [
-    (None, None, False, {'image_auroc', 'image_ap'}, ['ground truth']),
+    (None, None, False, {'image_auroc', 'image_ap'}, ['ground truth masks']),
     (False, False, True, set(), ['anomalous image', 'anomalous pixel']),
     (
       True,
@@ -138,43 +137,59 @@ def test_evaluate_metrics_of_a_split():
     (None, True, True, {'image_auroc', 'image_ap'}, ['normal pixel']),
   ],
 )
-def test_undefined_figures_are_none_and_explained(
+def test_undefined_metrics_are_none_and_explained(
   label, pixel, has_masks, present, lacks
 ):
   masks = blobs((4, 16, 16), seed=0)
-  maps, _ = draw('continuous', masks.shape, seed=0)
-  scores, labels = draw('continuous', (4,), seed=0)
+  maps, _ = sample('continuous', masks.shape, seed=0)
+  scores, labels = sample('continuous', (4,), seed=0)
   if label is not None:
     labels[:] = label
   if pixel is not None:
     masks[:] = pixel
-  results = metrics.evaluate_metrics(
+  split = metrics.measure(
     scores=scores,
     maps=maps,
     labels=labels,
     masks=masks if has_masks else None,
   )
-  notes = results.pop('notes')
-  assert {name for name, value in results.items() if value is not None} == (
+  values, reasons = metrics.compute(split)
+  assert set(values) == set(metrics.METRICS)
+  assert {name for name, value in values.items() if value is not None} == (
     present
   )
-  assert len(notes) == len(lacks)
-  for note, lack in zip(notes, lacks, strict=True):
-    assert f'no {lack}' in note and '\n' not in note
+  assert set(reasons) == set(metrics.METRICS) - present
+  assert sorted(set(reasons.values())) == [
+    f'the test split has no {lack}' for lack in sorted(lacks)
+  ]
+  for key, reason in reasons.items():
+    assert ('image' in reason) == metrics.METRICS[key].name.startswith('image')
+
+
+def test_a_metric_may_be_undefined_where_its_curves_are_not(monkeypatch):
+  metric = metrics.Metric('none', 'never', 'image', lambda split: None)
+  monkeypatch.setitem(metrics.METRICS, 'none', metric)
+  scores, labels = sample('ties', (6,), seed=5, share=0.5)
+  maps = np.zeros((6, 4, 4), np.float32)
+  values, reasons = metrics.compute(
+    metrics.measure(scores=scores, maps=maps, labels=labels, masks=None)
+  )
+  assert values['none'] is None and values['image_ap'] is not None
+  assert reasons['none'] == 'the test split does not define it'
 
 
 def test_disagreeing_shapes_and_nan_are_errors():
   masks = np.zeros((2, 4, 4), bool)
   good = dict(scores=np.zeros(2), labels=np.zeros(2, bool), masks=masks)
   with pytest.raises(ValueError, match='shape'):
-    metrics.evaluate_metrics(maps=np.zeros((2, 8, 8)), **good)
+    metrics.measure(maps=np.zeros((2, 8, 8)), **good)
   with pytest.raises(ValueError, match='NaN'):
-    metrics.evaluate_metrics(maps=np.full((2, 4, 4), np.nan), **good)
+    metrics.measure(maps=np.full((2, 4, 4), np.nan), **good)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_curves_hold_the_points_of_scikit_learn(kind):
-  scores, labels = draw(kind, (400,), seed=1)
+  scores, labels = sample(kind, (400,), seed=1)
   curves = metrics.curves(scores, labels)
   fpr, tpr, _ = sklearn_metrics.roc_curve(labels, scores)
   ours = set(zip(*(np.round(axis, 12) for axis in curves.roc), strict=True))
@@ -189,15 +204,32 @@ def test_curves_hold_the_points_of_scikit_learn(kind):
   assert recall[0] == 0 and recall[-1] == 1
 
 
+def test_the_area_under_the_overlap_curve_is_aupro():
+  masks = blobs((4, 24, 20), seed=2)
+  maps, _ = sample('ties', masks.shape, seed=3)
+  pixel = metrics.measure(
+    scores=maps.max((1, 2)), labels=masks.any((1, 2)), maps=maps, masks=masks
+  ).pixel
+  fpr, overlap = pixel.region_overlap
+  assert (fpr[0], overlap[0], fpr[-1]) == (0, 0, 1)
+  assert overlap[-1] == pytest.approx(1)
+  inside = np.linspace(0, metrics.AUPRO_LIMIT, 100_001)
+  area = np.trapezoid(np.interp(inside, fpr, overlap), inside)
+  assert area / metrics.AUPRO_LIMIT == pytest.approx(pixel.aupro, abs=1e-3)
+  thinned = metrics.thin(pixel, 10)
+  assert len(thinned.region_overlap.overlap) <= 10 < len(overlap)
+  assert thinned.aupro == pixel.aupro
+
+
 def test_curves_without_both_classes_are_none():
   assert metrics.curves(np.ones(3), np.zeros(3, bool)) is None
   assert metrics.curves(np.ones(3), np.ones(3, bool)) is None
 
 
 def test_thinned_curves_stay_close():
-  scores, labels = draw('continuous', (40_000,), seed=2)
+  scores, labels = sample('continuous', (40_000,), seed=2)
   full = metrics.curves(scores, labels)
-  thinned = metrics.curves(scores, labels, max_points=200)
+  thinned = metrics.thin(full, 200)
   assert thinned.auroc == full.auroc
   fpr, tpr = thinned.roc
   assert len(fpr) <= 200 < len(full.roc.false_positive_rate)
@@ -216,7 +248,7 @@ def test_thinned_curves_stay_close():
 
 
 def test_rates_at_threshold_agree_with_scikit_learn():
-  scores, labels = draw('ties', (300,), seed=6)
+  scores, labels = sample('ties', (300,), seed=6)
   for threshold in (0.0, 0.25, 0.5, 2.0):
     rates = metrics.rates_at_threshold(scores, labels, threshold)
     called = scores > threshold
@@ -234,6 +266,12 @@ def test_rates_at_threshold_agree_with_scikit_learn():
     assert rates.false_positive_rate == pytest.approx(np.mean(called[~labels]))
 
 
+def test_rates_compare_in_float64():
+  scores = np.array([0.1], np.float32)  # Above 0.1, as float32 has it.
+  rates = metrics.rates_at_threshold(scores, np.ones(1, bool), 0.1)
+  assert rates.true_positives == 1
+
+
 def test_rates_are_none_where_undefined():
   scores = np.array([0.1, 0.9])
   good_only = metrics.rates_at_threshold(scores, np.zeros(2, bool), 0.5)
@@ -246,7 +284,7 @@ def test_rates_are_none_where_undefined():
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_best_f1_is_the_best_of_all_thresholds(kind):
-  scores, labels = draw(kind, (200,), seed=7)
+  scores, labels = sample(kind, (200,), seed=7)
   best, threshold = metrics.best_f1(scores, labels)
   reached = {
     float(score): sklearn_metrics.f1_score(labels, scores > score)

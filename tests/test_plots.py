@@ -8,7 +8,7 @@ import pytest
 from matplotlib import _pylab_helpers
 from PIL import Image
 
-from draem_jax import plots
+from draem_jax import metrics, plots
 
 
 def has_color(array, color):
@@ -30,11 +30,23 @@ def split():
   }
 
 
+def measure(data):
+  """The levels and the rates of a split, as an evaluation has them."""
+  found = metrics.measure(**data)
+  levels = {'images': found.image}
+  if data['masks'] is not None:
+    levels['pixels'] = found.pixel
+  rates = metrics.rates_at_threshold(data['scores'], data['labels'], 0.5)
+  return levels, rates
+
+
 def test_curves_show_pixels_only_when_there_are_masks(tmp_path):
   data = split()
-  plots.curves_figure(tmp_path / 'all.png', **data, threshold=0.5)
+  levels, rates = measure(data)
+  plots.draw_curves(tmp_path / 'all.png', levels, rates=rates, threshold=0.5)
   data['masks'] = None
-  plots.curves_figure(tmp_path / 'images.png', **data)
+  levels, _ = measure(data)
+  plots.draw_curves(tmp_path / 'images.png', levels)
   both, images = (
     np.asarray(Image.open(tmp_path / f'{name}.png'))
     for name in ('all', 'images')
@@ -50,8 +62,10 @@ def test_curves_show_pixels_only_when_there_are_masks(tmp_path):
 def test_one_kind_of_image_alone_can_be_drawn(tmp_path, kind):
   data = split()
   data['labels'] = np.full(20, kind)
-  plots.curves_figure(tmp_path / 'curves.png', **data, threshold=0.5)
-  plots.score_histogram(
+  levels, rates = measure(data)
+  assert levels['images'] is None
+  plots.draw_curves(tmp_path / 'curves.png', levels, rates=rates, threshold=0.5)
+  plots.draw_histogram(
     tmp_path / 'scores.png',
     scores=data['scores'],
     labels=data['labels'],
@@ -63,7 +77,7 @@ def test_one_kind_of_image_alone_can_be_drawn(tmp_path, kind):
 def test_drawing_leaves_matplotlib_as_it_was(tmp_path):
   settings = dict(matplotlib.rcParams)
   data = split()
-  plots.score_histogram(
+  plots.draw_histogram(
     tmp_path / 'scores.png', scores=data['scores'], labels=data['labels']
   )
   assert dict(matplotlib.rcParams) == settings

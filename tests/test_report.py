@@ -11,11 +11,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from flax import traverse_util
 from matplotlib.path import Path
 from PIL import Image
 from splits import make_category, make_report, make_scored
 
-from draem_jax import figures, report, results
+from draem_jax import figures, metrics, paper, report
 from draem_jax.report import charts, pictures, scores
 
 HOSTILE = 'test/</script><img src=x onerror=alert(1)>&"\'/000.png'
@@ -55,7 +56,7 @@ def read(path):
 
 
 def cells_of(text, name):
-  """The numbers of one figure in the table of scores."""
+  """The numbers of one metric in the table."""
   row = re.search(f'<th scope="row">{name}<small>.*?</tr>', text)[0]
   return re.findall('<td class="number[^"]*">([^<]*)</td>', row)
 
@@ -74,12 +75,12 @@ def test_nothing_leaves_the_file(tmp_path):
         assert value.startswith(('data:', '#', 'bottle/')), (tag, value)
 
 
-def test_scores_stand_beside_the_papers(tmp_path):
+def test_metrics_stand_beside_the_papers(tmp_path):
   category = make_category()
   path, row = make_report(tmp_path, category, make_scored(category))
   text, _, _ = read(path)
   ours = round(100 * row['image_auroc'], 1)
-  theirs = results.PAPER['bottle'][0]
+  theirs = paper.DRAEM['bottle'].image_auroc
   shown = cells_of(text, 'Image AUROC')
   assert shown[:2] == [f'{ours:.1f}', f'{theirs:.1f}']
   assert float(shown[2].replace('−', '-')) == pytest.approx(ours - theirs)
@@ -88,20 +89,137 @@ def test_scores_stand_beside_the_papers(tmp_path):
   assert '1 h 6 min' in text and '1,200 steps' in text
 
 
-def test_says_in_what_a_run_differs_from_the_papers(tmp_path):
+def recipe_note(tmp_path, config, **recipes):
+  """What the report of a run with this config says of its recipe."""
   category = make_category()
+  (tmp_path / 'config.json').write_text(json.dumps({'config': config}))
+  path, _ = make_report(tmp_path, category, make_scored(category), **recipes)
+  return re.search('AUPRO\\.(?: This run (.*?))?</p>', path.read_text())[1]
+
+
+def test_says_in_what_a_run_differs_from_the_papers(tmp_path):
   config = {'image_size': 32, 'batch_size': 8, 'num_steps': 5, 'dtype': 'x'}
   config['model'] = {'reconstructive_width': 4, 'discriminative_width': 64}
-  (tmp_path / 'config.json').write_text(json.dumps({'config': config}))
-  path, _ = make_report(tmp_path, category, make_scored(category))
-  note = re.search('not the paper’s recipe: ([^.]*)', path.read_text())[1]
-  assert note == (
-    'image size 32 (paper: 256), reconstructive width 4 (paper: 128), 1,200'
-    ' steps (paper: 700 epochs)'
+  assert recipe_note(tmp_path, config) == (
+    'is not the paper’s recipe: image size 32 (paper: 256); model'
+    ' reconstructive width 4 (paper: 128); 1,200 steps (paper: 700 epochs).'
   )
+  category = make_category()
   category.name = 'pens'
   path, _ = make_report(tmp_path, category, make_scored(category))
   assert 'recipe' not in path.read_text()
+
+
+RECIPE = {
+  'seed': 0,
+  'batch_size': 8,
+  'num_epochs': 700,
+  'num_steps': 0,
+  'learning_rate_milestones': (4 / 7, 6 / 7),
+  'sampling': 'epochs',
+  'simulator.augmentations': ('posterize', 'sharpness'),
+  'loss.weights.ssim': 1.0,
+}
+RELEASE = {
+  'sampling': 'with_replacement',
+  'learning_rate_milestones': (0.8, 0.9),
+  'simulator.augmentations': ('gamma_contrast', 'invert'),
+}
+
+
+def nested(flat):
+  return traverse_util.unflatten_dict(flat, sep='.')
+
+
+@pytest.mark.parametrize(
+  ('changed', 'expected'),
+  [
+    # Another seed is no other recipe.
+    ({'seed': 3}, None),
+    (
+      {'num_epochs': 300, 'learning_rate_milestones': (0.8, 0.9)},
+      'is not the paper’s recipe: 300 epochs (paper: 700); learning rate'
+      ' milestones 0.8, 0.9 (paper: 0.5714, 0.8571).',
+    ),
+    (
+      RELEASE,
+      'follows the recipe of the authors’ PyTorch release, not the paper’s.',
+    ),
+    (
+      RELEASE | {'loss.weights.ssim': 0.0, 'num_steps': 9, 'num_epochs': 1},
+      'follows the recipe of the authors’ PyTorch release, but for: 1,200'
+      ' steps (paper: 700 epochs); loss weights ssim 0 (paper: 1).',
+    ),
+    # Not all that the release does.
+    (
+      RELEASE | {'sampling': 'epochs'},
+      'is not the paper’s recipe: learning rate milestones 0.8, 0.9 (paper:'
+      ' 0.5714, 0.8571); simulator augmentations gamma contrast, invert'
+      ' (paper: posterize, sharpness).',
+    ),
+  ],
+)
+def test_the_whole_recipe_is_compared(tmp_path, changed, expected):
+  config = nested(RECIPE | changed)
+  given = {'recipe': RECIPE, 'release': RELEASE}
+  assert recipe_note(tmp_path, config, **given) == expected
+  # What an older config lacks is as in the paper.
+  del config['batch_size']
+  assert recipe_note(tmp_path, config, **given) == expected
+
+
+@pytest.mark.parametrize(
+  ('model', 'expected'),
+  [
+    ({}, 'draem, images of 32 × 32 pixels, width 4 (reconstructive) and width'),
+    ({'name': 'discriminative'}, 'width 2 (discriminative), float32'),
+    ({'name': 'reconstructive'}, 'pixels, width 4 (reconstructive), float32'),
+    ({'name': 'other'}, 'other, images of 32 × 32 pixels, float32'),
+  ],
+)
+def test_names_the_networks_that_there_are(tmp_path, model, expected):
+  widths = {'reconstructive_width': 4, 'discriminative_width': 2}
+  config = {'image_size': 32, 'dtype': 'float32', 'model': widths | model}
+  (tmp_path / 'config.json').write_text(json.dumps({'config': config}))
+  category = make_category()
+  path, _ = make_report(tmp_path, category, make_scored(category))
+  assert expected in re.search('<dt>Networks</dt>.*', path.read_text())[0]
+
+
+def test_networks_without_a_reconstruction_have_no_tile_of_it(tmp_path):
+  category = make_category(count=3)
+  tiles = {}
+  for kind in (True, False):
+    scored = make_scored(category, reconstruction=kind)
+    path, _ = make_report(tmp_path, category, scored)
+    text, page, data = read(path)
+    assert ('Reconstruction' in page.text) == kind
+    assert all(('reconstruction' in each) == kind for each in data['images'])
+    assert all(
+      {'input', 'heat', 'map'} <= each.keys() for each in data['images']
+    )
+    tiles[kind] = text.count('<div class="picture" data-layers=')
+    assert f'style="--tiles: {tiles[kind]}"' in text
+  assert tiles == {True: 4, False: 3}
+
+
+def test_labels_are_not_read_off_the_names(tmp_path):
+  category = make_category()
+  scored = make_scored(category)
+  # A layout may call its good images anything.
+  category.labels = np.array([kind != 'good' for kind in category.test_defects])
+  category.test_defects = [
+    {'good': 'OK', 'crack': 'good'}.get(kind, kind)
+    for kind in category.test_defects
+  ]
+  path, row = make_report(tmp_path, category, scored)
+  text, _, data = read(path)
+  assert [image['anomalous'] for image in data['images']] == (
+    category.labels.tolist()
+  )
+  assert 'on 8 good images' in text and 'of 16 anomalous images' in text
+  assert '24: 8 OK, 8 good, 8 scratch' in text
+  assert row['image_auroc'] > 0.6
 
 
 def test_data_holds_every_image_exactly(tmp_path):
@@ -115,6 +233,7 @@ def test_data_holds_every_image_exactly(tmp_path):
   assert data['bestThreshold'] == row['best_f1_threshold']
   for image in data['images']:
     assert ('outline' in image) == (image['defect'] != 'good')
+    assert image['anomalous'] == (image['defect'] != 'good')
 
 
 def test_text_of_files_and_folders_stays_text(tmp_path):
@@ -147,6 +266,7 @@ def test_what_a_split_does_not_define_is_a_dash_with_its_reason(tmp_path, kept):
     category.test_masks = category.test_masks[list(chosen)]
   category.test_files = [category.test_files[index] for index in chosen]
   category.test_defects = [category.test_defects[index] for index in chosen]
+  category.labels = np.array([kind != 'good' for kind in category.test_defects])
   path, _ = make_report(tmp_path, category, make_scored(category))
   text, _, data = read(path)
   assert len(data['images']) == len(chosen)
@@ -221,8 +341,8 @@ def test_curves_in_numbers_are_those_of_the_curves():
   rng = np.random.default_rng(0)
   labels = rng.random(300) < 0.5
   scored = rng.normal(labels, 1.0)
-  curves = charts.levels(
-    scores=scored, labels=labels, maps=scored[None, None], masks=None
+  curves = charts.thin(
+    {'images': metrics.curves(scored, labels), 'pixels': None}
   )
   assert curves['pixels'] is None
   rows = re.findall(
@@ -261,25 +381,12 @@ def test_histogram_counts_every_image(end):
   assert 3 <= len(re.findall('class="x tick"', plot)) <= 11
 
 
-def test_average_is_over_what_exists_and_the_papers_over_all():
-  rows = [
-    {figure.key: 0.9 for figure in scores.FIGURES} | {'category': 'bottle'},
-    {figure.key: 0.7 for figure in scores.FIGURES} | {'category': 'cable'},
-  ]
-  rows[1]['aupro'] = None
-  ours, paper = scores.average(rows)
-  assert ours['image_auroc'] == pytest.approx(0.8) and ours['aupro'] == 0.9
-  assert paper['pixel_ap'] == pytest.approx((0.865 + 0.524) / 2)
-  assert set(paper) == {'image_auroc', 'pixel_auroc', 'pixel_ap'}
-  assert scores.average([*rows, rows[0] | {'category': 'pens'}])[1] == {}
-
-
 @pytest.mark.parametrize(
-  'value, paper, expected',
+  'value, published, expected',
   [(0.99649, 0.992, '+0.4'), (0.9921, 0.992, '±0.0'), (0.5, 0.992, '−49.2')],
 )
-def test_difference_agrees_with_the_rounded_figures(value, paper, expected):
-  assert scores.difference(value, paper) == expected
+def test_difference_agrees_with_the_rounded_values(value, published, expected):
+  assert scores.difference(value, published) == expected
 
 
 def test_comparison_links_to_the_reports_that_are_there(tmp_path):
@@ -291,6 +398,6 @@ def test_comparison_links_to_the_reports_that_are_there(tmp_path):
   links = [value for tag, name, value in page.attributes if name == 'href']
   assert links == ['data:,', 'bottle/report.html']
   average = re.search('<tfoot>(.*?)</tfoot>', text)[1]
-  figure = scores.percent(row['aupro'])
-  assert f'data-figure="aupro" data-value="{row["aupro"]:.9g}"' in average
-  assert f'<b>{figure}</b>' in average and 'theirs' not in average
+  shown = scores.percent(row['aupro'])
+  assert f'data-metric="aupro" data-value="{row["aupro"]:.9g}"' in average
+  assert f'<b>{shown}</b>' in average and 'theirs' not in average

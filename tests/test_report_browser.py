@@ -431,20 +431,20 @@ def test_everything_to_operate_has_a_name(window):
   assert headings[0] == 'h1' and headings.count('h1') == 1
 
 
-def test_comparison_sorts_and_chooses_a_figure(chromium, split):
+def test_comparison_sorts_and_chooses_a_metric(chromium, split):
   window = Window(chromium, split['comparison'], PHONE)
   names = lambda: [cell.text for cell in window.all('#comparison tbody th')]
   assert names() == ['bottle', 'c' * 60, 'cable']
-  window.find('[data-figure=image_auroc] button').click()
+  window.find('[data-metric=image_auroc] button').click()
   assert names()[-1] == 'cable'
-  window.find('[data-figure=image_auroc] button').click()
+  window.find('[data-metric=image_auroc] button').click()
   assert names()[0] == 'cable'
-  head = window.find('th[data-figure=image_auroc]')
+  head = window.find('th[data-metric=image_auroc]')
   assert head.get_attribute('aria-sort') == 'ascending'
-  assert not window.find('td[data-figure=aupro]').is_displayed()
-  window.check('figure', 'aupro')
-  assert window.find('td[data-figure=aupro]').is_displayed()
-  assert not window.find('td[data-figure=image_auroc]').is_displayed()
+  assert not window.find('td[data-metric=aupro]').is_displayed()
+  window.check('metric', 'aupro')
+  assert window.find('td[data-metric=aupro]').is_displayed()
+  assert not window.find('td[data-metric=image_auroc]').is_displayed()
   assert window.overflow() <= 0
   window.assert_quiet()
   window.find('#comparison a').click()

@@ -1,18 +1,27 @@
-import pytest
+"""The files of results, the table, and how one more metric gets there."""
 
-from draem_jax import results
+import csv
+import json
+
+import numpy as np
+import pytest
+from splits import make_category, make_evaluation, make_scored
+
+from draem_jax import metrics, paper, report, results
+from draem_jax.errors import UserError
+
+TIMING = {'train_seconds': 2.5, 'images_per_second': 9.0, 'device': '1 x cpu'}
 
 
 def row(category, value):
-  metrics = ('image_auroc', 'image_ap', 'pixel_auroc', 'pixel_ap', 'aupro')
-  return {'category': category} | dict.fromkeys(metrics, value)
+  return {'category': category} | dict.fromkeys(metrics.METRICS, value)
 
 
 def cells(line):
   return [cell.strip() for cell in line.strip('|').split('|')]
 
 
-def test_figures_stand_beside_the_papers():
+def test_metrics_stand_beside_the_papers():
   lines = results.format_table([row('bottle', 0.5)]).splitlines()
   assert cells(lines[0])[:2] == ['category', 'image AUROC']
   assert cells(lines[2]) == [
@@ -21,7 +30,7 @@ def test_figures_stand_beside_the_papers():
   assert len(lines) == 3 and len({len(line) for line in lines}) == 1
 
 
-def test_the_average_is_over_the_categories_that_have_the_figure(tmp_path):
+def test_the_average_is_over_the_categories_that_have_the_metric(tmp_path):
   rows = [row('bottle', 0.5), row('cable', 0.9)]
   rows[1]['aupro'] = None
   results.write_table(tmp_path / 'results.md', rows)
@@ -37,7 +46,122 @@ def test_no_published_average_where_a_category_has_none():
   assert cells(table.splitlines()[-1])[1] == '70.0'
 
 
+def test_average_is_over_what_exists_and_the_papers_over_all():
+  rows = [row('bottle', 0.9), row('cable', 0.7)]
+  rows[1]['aupro'] = None
+  ours, theirs = results.average(rows)
+  assert ours['image_auroc'] == pytest.approx(0.8) and ours['aupro'] == 0.9
+  assert theirs['pixel_ap'] == pytest.approx((0.865 + 0.524) / 2)
+  assert set(theirs) == {'image_auroc', 'pixel_auroc', 'pixel_ap'}
+  assert results.average([*rows, row('pens', 0.9)])[1] == {}
+
+
 def test_the_published_averages_are_those_of_the_paper():
-  columns = zip(*results.PAPER.values(), strict=True)
+  columns = zip(*paper.DRAEM.values(), strict=True)
   averages = [sum(column) / 15 for column in columns]
   assert averages == pytest.approx([98.0, 97.3, 68.4], abs=0.06)
+  assert len(paper.CATEGORIES) == 15
+  assert sorted(paper.CATEGORIES) == list(paper.CATEGORIES)
+
+
+def test_what_is_equal_in_equal_runs_lies_apart_from_the_timing(tmp_path):
+  category = make_category()
+  evaluation = make_evaluation(category, make_scored(category))
+  slower = TIMING | {'train_seconds': 99.0, 'device': '8 x other'}
+  first = results.write(tmp_path / 'a', evaluation, steps=7, timing=TIMING)
+  second = results.write(tmp_path / 'b', evaluation, steps=7, timing=slower)
+  for name in ('results.json', 'predictions.csv'):
+    one, other = (tmp_path / folder / name for folder in 'ab')
+    assert one.read_bytes() == other.read_bytes()
+  found = json.loads((tmp_path / 'b' / 'results.json').read_text())
+  assert not found.keys() & TIMING.keys() and found['steps'] == 7
+  assert first == found | TIMING and second == found | slower
+  assert results.read(tmp_path / 'b') == second
+
+
+def test_results_are_the_metrics_and_what_the_threshold_does(tmp_path):
+  category = make_category()
+  evaluation = make_evaluation(category, make_scored(category))
+  found = evaluation.results()
+  assert list(found) == [
+    *('category', 'image_auroc', 'image_ap', 'pixel_auroc', 'pixel_ap'),
+    *('aupro', 'threshold', 'threshold_source', 'true_positive_rate'),
+    *('false_positive_rate', 'f1', 'best_f1', 'best_f1_threshold'),
+  ]
+  labels, scores = evaluation.labels, evaluation.scored.score
+  assert found['image_auroc'] == metrics.auroc(scores, labels)
+  assert found['aupro'] == metrics.aupro(
+    evaluation.scored.anomaly_map, category.test_masks >= 0.5
+  )
+  called = scores > found['threshold']
+  assert found['true_positive_rate'] == np.mean(called[labels])
+  assert found['false_positive_rate'] == np.mean(called[~labels])
+  assert found['best_f1'] >= found['f1']
+
+  results.write(tmp_path, evaluation, steps=1, timing=TIMING)
+  with (tmp_path / 'predictions.csv').open() as file:
+    rows = list(csv.DictReader(file))
+  assert [each['file'] for each in rows] == category.test_files
+  assert [each['defect'] for each in rows] == category.test_defects
+  assert [np.float32(each['score']) for each in rows] == scores.tolist()
+  assert [each['is_anomalous'] == 'true' for each in rows] == called.tolist()
+
+
+def test_older_results_are_read(tmp_path):
+  # As they were before the timing had a file, and before AUPRO.
+  old = row('bottle', 0.5) | TIMING | {'steps': 600, 'f1': 0.75}
+  del old['aupro']
+  (tmp_path / 'results.json').write_text(json.dumps(old))
+  found = results.read(tmp_path)
+  assert found == old | {'aupro': None}
+  assert '| -' in results.format_table([old])
+  for each in (old, found):
+    path = tmp_path / 'report.html'
+    report.write_comparison(path, [each, row('cable', 0.75) | TIMING])
+    text = path.read_text()
+    assert '600' in text and '1 x cpu' in text and '2.5 s' in text
+    assert 'data-value="0.625"' in text  # The average image AUROC.
+
+
+@pytest.mark.parametrize(
+  ('content', 'word'), [(None, 'does not exist'), ('{"a', 'damaged')]
+)
+def test_a_folder_without_results_says_so(tmp_path, content, word):
+  if content is not None:
+    (tmp_path / 'results.json').write_text(content)
+  with pytest.raises(UserError, match=f'results.json.*{word}'):
+    results.read(tmp_path)
+
+
+def test_a_metric_is_one_entry(tmp_path, monkeypatch):
+  monkeypatch.setitem(
+    metrics.METRICS,
+    'low_aupro',
+    metrics.Metric(
+      name='AUROC <squared>',
+      meaning='a made-up number',
+      level='pixel',
+      compute=lambda split: split.pixel.auroc**2,
+      paper='pixel_auroc',
+    ),
+  )
+  category = make_category()
+  evaluation = make_evaluation(category, make_scored(category))
+  results.write(tmp_path / 'bottle', evaluation, steps=1, timing=TIMING)
+  content = json.loads((tmp_path / 'bottle' / 'results.json').read_text())
+  value = content['low_aupro']
+  assert value == content['pixel_auroc'] ** 2
+  shown = f'{100 * value:.1f}'
+
+  head, _, line = results.format_table([content]).splitlines()
+  assert cells(head)[-1] == 'AUROC <squared>'
+  assert cells(line)[-1] == f'{shown} (99.1)'
+
+  path = report.write_report(tmp_path / 'bottle', evaluation, content)
+  text = path.read_text()
+  _, _, rest = text.partition('AUROC &lt;squared&gt;<small>a made-up number')
+  assert rest.partition('</tr>')[0].count(f'>{shown}<') == 1
+  report.write_comparison(tmp_path / 'report.html', [content])
+  text = (tmp_path / 'report.html').read_text()
+  assert 'AUROC &lt;squared&gt;' in text
+  assert f'data-metric="low_aupro" data-value="{value:.9g}"' in text

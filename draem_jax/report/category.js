@@ -35,10 +35,9 @@
   };
   const percent = (part, whole) =>
     whole ? `${((100 * part) / whole).toFixed(1)} %` : MISSING;
-  const isAnomalous = (image) => image.defect !== 'good';
   const isCalled = (image) => image.score > state.threshold;
   const outcomeOf = (image) => {
-    if (isAnomalous(image)) return isCalled(image) ? 'found' : 'missed';
+    if (image.anomalous) return isCalled(image) ? 'found' : 'missed';
     return isCalled(image) ? 'false-alarm' : 'passed';
   };
   const called = (image) => (isCalled(image) ? 'anomalous' : 'good');
@@ -236,7 +235,7 @@
   };
 
   const margin = (image) =>
-    (image.score - state.threshold) * (isAnomalous(image) ? 1 : -1);
+    (image.score - state.threshold) * (image.anomalous ? 1 : -1);
   const collator = new Intl.Collator('en', { numeric: true });
   const byName = (a, b) => collator.compare(a.file, b.file);
   const ORDERS = {

@@ -1,20 +1,17 @@
 """The report of one category: its test split as one HTML file to explore."""
 
-import dataclasses
 import pathlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Bool
 
-from draem_jax import figures, metrics
+from draem_jax import figures
 from draem_jax import workdir as workdir_lib
-from draem_jax.data.category import Category
 from draem_jax.data.images import map_parallel
-from draem_jax.detector import Scored, Thresholds
+from draem_jax.evaluate import Evaluation
 from draem_jax.report import charts, details, document, pictures, scores
 from draem_jax.report.document import escape
 
@@ -22,42 +19,22 @@ from draem_jax.report.document import escape
 _MAX_PICTURES = 1000
 
 
-@dataclasses.dataclass(frozen=True)
-class _TestSplit:
-  """What there is to say of a test split that has images."""
-
-  category: Category
-  scored: Scored
-  labels: Bool[np.ndarray, 'n']
-  masks: Bool[np.ndarray, 'n h w'] | None
-  thresholds: Thresholds
-  results: Mapping[str, Any]
-
-  @property
-  def axis_end(self) -> float:
-    return charts.axis_end(self.scored.score, self.thresholds.image)
-
-
 def write_report(
   workdir: str | pathlib.Path,
+  evaluation: Evaluation,
+  row: Mapping[str, Any],
   *,
-  category: Category,
-  scored: Scored | None,
-  masks: Bool[np.ndarray, 'n h w'] | None,
-  thresholds: Thresholds,
-  results: Mapping[str, Any],
-  notes: Sequence[str] = (),
+  recipe: Mapping[str, Any] = details.RECIPE,
+  release: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
   """Writes `report.html`, which needs no other file and no network.
 
   Args:
     workdir: the folder of the run; its config is told when it is there.
-    category: with the test images, at the size of the networks.
-    scored: what the networks say of them; None when there are none.
-    masks: True for anomalous pixels; None when there is no ground truth.
-    thresholds: of the detector.
-    results: the content of `results.json`.
-    notes: why figures are missing, as `metrics.evaluate_metrics` puts it.
+    evaluation: of its test split.
+    row: of the run, as `results.write` returns it.
+    recipe: the paper's, flat, as `details.comparability` takes it.
+    release: what differs from it in the recipe of the authors' release.
 
   Returns:
     The path of the file.
@@ -67,28 +44,31 @@ def write_report(
   if (path.parent / 'config.json').exists():
     config = workdir_lib.read_config(workdir)
     config = traverse_util.flatten_dict(config, sep='.')
-  labels = np.array([kind != 'good' for kind in category.test_defects], bool)
   headline, sections = 'There are no test images.', ''
   data: dict[str, Any] = {'images': []}
-  reasons = dict.fromkeys(results, 'there are no test images')
-  if scored is not None and len(labels):
-    split = _TestSplit(category, scored, labels, masks, thresholds, results)
-    headline, data, reasons = _headline(split), _data(split), _reasons(notes)
+  if evaluation.scored is not None:
+    headline, data = _headline(evaluation), _data(evaluation)
     sections = _sections(
-      split, details.threshold_note(thresholds, results, config)
+      evaluation, details.threshold_note(evaluation.thresholds, row, config)
     )
   body = document.fill(
     'category.html',
-    category=escape(results['category']),
+    category=escape(row['category']),
     headline=escape(headline),
-    scores=scores.table(results, reasons),
-    comparability=details.comparability(results, config),
+    metrics=scores.table(row, evaluation.reasons),
+    comparability=details.comparability(
+      row, config, recipe=recipe, release=release or {}
+    ),
     test=sections,
     details=details.run(
-      category.test_defects, results, config, has_truth=masks is not None
+      row,
+      config,
+      defects=evaluation.category.test_defects,
+      labels=evaluation.labels,
+      has_truth=evaluation.masks is not None,
     ),
   )
-  title = f'{results["category"]} · DRÆM report'
+  title = f'{row["category"]} · DRÆM report'
   workdir_lib.write_text(
     path,
     document.page(title=title, body=body, script='category.js', data=data),
@@ -96,13 +76,11 @@ def write_report(
   return path
 
 
-def _headline(split: _TestSplit) -> str:
+def _headline(evaluation: Evaluation) -> str:
   """The verdicts at the detector's threshold in a sentence."""
-  rates = metrics.rates_at_threshold(
-    split.scored.score, split.labels, split.thresholds.image
-  )
-  anomalous = int(np.sum(split.labels))
-  good = len(split.labels) - anomalous
+  rates = evaluation.rates
+  anomalous = rates.true_positives + rates.false_negatives
+  good = rates.false_positives + rates.true_negatives
   parts = []
   if anomalous:
     found = rates.true_positives
@@ -113,22 +91,21 @@ def _headline(split: _TestSplit) -> str:
   return f'The detector {" and ".join(parts)}.'
 
 
-def _sections(split: _TestSplit, threshold_note: str) -> str:
+def _axis_end(evaluation: Evaluation) -> float:
+  return charts.axis_end(evaluation.scored.score, evaluation.thresholds.image)
+
+
+def _sections(evaluation: Evaluation, threshold_note: str) -> str:
   """The sections on threshold, curves and pictures, as HTML."""
-  labels, scored = split.labels, split.scored
-  curves = charts.levels(
-    scores=scored.score,
-    labels=labels,
-    maps=scored.anomaly_map,
-    masks=split.masks,
-  )
-  best, best_button = split.results['best_f1_threshold'], ''
-  if best is not None:
+  labels, scored = evaluation.labels, evaluation.scored
+  curves = charts.thin(evaluation.curves)
+  best_button = ''
+  if evaluation.best_f1_threshold is not None:
     best_button = (
       '<button type="button" id="use-best">Best F1: '
-      f'{figures.number(best)}</button>'
+      f'{figures.number(evaluation.best_f1_threshold)}</button>'
     )
-  kinds = Counter(split.category.test_defects)
+  kinds = Counter(evaluation.category.test_defects)
   options = ''.join(
     f'<option value="{escape(kind)}">{escape(kind)} ({kinds[kind]})</option>\n'
     for kind in sorted(kinds)
@@ -142,10 +119,10 @@ def _sections(split: _TestSplit, threshold_note: str) -> str:
     )
   return document.fill(
     'test.html',
-    detector_threshold=figures.number(split.thresholds.image),
+    detector_threshold=figures.number(evaluation.thresholds.image),
     best=best_button,
     threshold_note=escape(threshold_note),
-    histogram=charts.histogram(scored.score, labels, split.axis_end),
+    histogram=charts.histogram(scored.score, labels, _axis_end(evaluation)),
     anomalous=str(int(np.sum(labels))),
     good=str(int(np.sum(~labels))),
     roc=charts.roc(curves),
@@ -153,58 +130,74 @@ def _sections(split: _TestSplit, threshold_note: str) -> str:
     curve_tables=charts.curve_tables(curves),
     defects=options,
     left_out=left_out,
+    tiles=_tiles(evaluation),
   )
 
 
-def _data(split: _TestSplit) -> dict[str, Any]:
+def _tiles(evaluation: Evaluation) -> str:
+  """The pictures of the panel, those that there are, as HTML."""
+  captions = {'input': 'Input', 'reconstruction': 'Reconstruction'}
+  captions |= {'heat': 'Heat map'}
+  if evaluation.scored.reconstruction is None:
+    del captions['reconstruction']
+  tiles = [
+    f'<figure><div class="picture" data-layers="{layer}"></div>'
+    f'<figcaption>{caption}</figcaption></figure>'
+    for layer, caption in captions.items()
+  ]
+  # The script says whether the ground truth is outlined.
+  tiles.append(
+    '<figure><div class="picture" data-layers="map outline"></div>'
+    '<figcaption id="map-caption"></figcaption></figure>'
+  )
+  return (
+    f'<div class="tiles" style="--tiles: {len(tiles)}">\n'
+    + '\n'.join(tiles)
+    + '\n</div>'
+  )
+
+
+def _data(evaluation: Evaluation) -> dict[str, Any]:
   """What the script reads: thresholds, and all there is of each image."""
-  scored = split.scored
+  category, scored = evaluation.category, evaluation.scored
+  threshold = evaluation.thresholds.image
   count, height, width = scored.anomaly_map.shape
   side = pictures.picture_side(height, width, min(count, _MAX_PICTURES))
-  sign = np.where(split.labels, 1, -1)
-  margin = (scored.score - split.thresholds.image) * sign
+  sign = np.where(evaluation.labels, 1, -1)
+  margin = (scored.score - threshold) * sign
   kept = set(np.argsort(margin, kind='stable')[:_MAX_PICTURES].tolist())
 
   def describe(index: int) -> dict[str, Any]:
     entry = {
-      'file': split.category.test_files[index],
-      'defect': split.category.test_defects[index],
+      'file': category.test_files[index],
+      'defect': category.test_defects[index],
+      'anomalous': bool(evaluation.labels[index]),
       'score': float(scored.score[index]),
     }
     if index in kept:
-      image = split.category.test_images[index]
+      image = category.test_images[index]
       anomaly_map = scored.anomaly_map[index]
       kinds = {
         'input': image,
-        'reconstruction': scored.reconstruction[index],
         'heat': figures.heat_map_overlay(image, anomaly_map),
         'map': figures.colorize(anomaly_map),
       }
+      if scored.reconstruction is not None:
+        kinds['reconstruction'] = scored.reconstruction[index]
       for name, picture in kinds.items():
         entry[name] = pictures.encode(picture, side)
-      if split.masks is not None and split.masks[index].any():
-        entry['outline'] = pictures.outline(split.masks[index])
+      if evaluation.masks is not None and evaluation.masks[index].any():
+        entry['outline'] = pictures.outline(evaluation.masks[index])
     return entry
 
   return {
-    'threshold': split.thresholds.image,
-    'bestThreshold': split.results['best_f1_threshold'],
-    'end': split.axis_end,
+    'threshold': threshold,
+    'bestThreshold': evaluation.best_f1_threshold,
+    'end': _axis_end(evaluation),
     'width': width,
     'height': height,
     'images': map_parallel(describe, range(count)),
   }
-
-
-def _reasons(notes: Sequence[str]) -> dict[str, str]:
-  """Why each figure is missing, from notes that name the figures first."""
-  reasons = {}
-  for note in notes:
-    names, _, reason = note.partition(' undefined: ')
-    for figure in scores.FIGURES:
-      if figure.key in names.replace(',', '').split():
-        reasons[figure.key] = reason
-  return reasons
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,10 +5,10 @@ all text is HTML, so that it stays readable on a phone.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Shaped
 
 from draem_jax import metrics
 from draem_jax.report.document import escape
@@ -20,28 +20,21 @@ _MAX_POINTS = 1000
 _RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 _RECALLS = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 
-# A curve's class in the style sheet and its name in text, by level.
-_Levels = dict[str, metrics.Curves | None]
+# By the level: its class in the style sheet and its name in text. None where a
+# split does not define them.
+_Levels = Mapping[str, metrics.Curves | None]
 
 
-def levels(
-  *,
-  scores: Float[np.ndarray, 'n'],
-  labels: Bool[np.ndarray, 'n'],
-  maps: Float[np.ndarray, 'n h w'],
-  masks: Bool[np.ndarray, 'n h w'] | None,
-) -> _Levels:
-  """Curves of images and pixels, None where a split does not define them."""
+def thin(curves: _Levels) -> _Levels:
+  """The same curves with as many points as a screen shows."""
   return {
-    'images': metrics.curves(scores, labels, max_points=_MAX_POINTS),
-    'pixels': None
-    if masks is None
-    else metrics.curves(maps, masks, max_points=_MAX_POINTS),
+    level: curve and metrics.thin(curve, _MAX_POINTS)
+    for level, curve in curves.items()
   }
 
 
 def roc(curves: _Levels) -> str:
-  """Figure of the ROC curves, with a mark that the script moves."""
+  """The chart of the ROC curves, with a mark that the script moves."""
   shapes = '<path class="chance" d="M0 100L100 0"/>'
   for level, curve in curves.items():
     if curve is not None:
@@ -52,13 +45,13 @@ def roc(curves: _Levels) -> str:
     level: 'undefined' if curve is None else f'AUROC {percent(curve.auroc)}'
     for level, curve in curves.items()
   }
-  return _curve_figure(
+  return _curve_chart(
     'roc', 'ROC', 'False positive rate', 'True positive rate', shapes, legend
   )
 
 
 def precision_recall(curves: _Levels) -> str:
-  """Figure of the precision-recall curves, with a mark as `roc`."""
+  """The chart of the precision-recall curves, with a mark as `roc`."""
   shapes = ''
   for level, curve in curves.items():
     if curve is not None:
@@ -75,7 +68,7 @@ def precision_recall(curves: _Levels) -> str:
     else f'AP {percent(curve.average_precision)}'
     for level, curve in curves.items()
   }
-  return _curve_figure(
+  return _curve_chart(
     'precision-recall',
     'Precision and recall',
     'Recall',
@@ -103,20 +96,20 @@ def curve_tables(curves: _Levels) -> str:
   )
 
 
-def axis_end(scores: Float[np.ndarray, 'n'], threshold: float) -> float:
+def axis_end(scores: Shaped[np.ndarray, 'n'], threshold: float) -> float:
   """Where the axis of scores, which begins at 0, ends."""
   return max(float(np.max(scores, initial=0)), threshold, 1e-6)
 
 
 def histogram(
-  scores: Float[np.ndarray, 'n'], labels: Bool[np.ndarray, 'n'], end: float
+  scores: Shaped[np.ndarray, 'n'], labels: Bool[np.ndarray, 'n'], end: float
 ) -> str:
   """The plot of a histogram: anomalous images upwards, good ones downwards.
 
   With a line at the threshold its four quarters are the confusion matrix.
 
   Args:
-    scores: image scores.
+    scores: the image scores.
     labels: True for anomalous images.
     end: of the axis of scores.
   """
@@ -153,7 +146,7 @@ def histogram(
   return _plot(shapes, label, x_ticks, y_ticks)
 
 
-def _curve_figure(
+def _curve_chart(
   name: str, title: str, x: str, y: str, shapes: str, legend: dict[str, str]
 ) -> str:
   ticks = {20 * number: f'{number / 5:.1f}' for number in range(6)}

@@ -1,4 +1,4 @@
-// The comparison: sorts by a column; on a narrow screen shows one figure.
+// The comparison: sorts by a column; on a narrow screen shows one metric.
 'use strict';
 (() => {
   const table = document.getElementById('comparison');
@@ -7,7 +7,7 @@
 
   const valueOf = (row, column) => {
     const { value } = row.cells[column].dataset;
-    return value === undefined ? -1 : Number(value); // Missing figures last.
+    return value === undefined ? -1 : Number(value); // Missing metrics last.
   };
   const nameOf = (row) => row.cells[0].textContent;
   const byName = (a, b) =>
@@ -35,12 +35,12 @@
     head.firstElementChild.addEventListener('click', () => sortBy(column));
   });
 
-  const choose = (figure) => {
-    for (const cell of table.querySelectorAll('[data-figure]')) {
-      cell.classList.toggle('chosen', cell.dataset.figure === figure);
+  const choose = (metric) => {
+    for (const cell of table.querySelectorAll('[data-metric]')) {
+      cell.classList.toggle('chosen', cell.dataset.metric === metric);
     }
   };
-  for (const input of document.querySelectorAll('[name=figure]')) {
+  for (const input of document.querySelectorAll('[name=metric]')) {
     input.addEventListener('change', () => choose(input.value));
     if (input.checked) choose(input.value);
   }

@@ -5,11 +5,13 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from draem_jax import results
 from draem_jax import workdir as workdir_lib
+from draem_jax.metrics import METRICS
 from draem_jax.report import document, scores
 from draem_jax.report.document import escape
 
-# What `results.json` says of a run, beside the figures.
+# What a row says of the detector's threshold, beside the metrics.
 _RATES = {
   'true_positive_rate': '<abbr title="True positive rate">TPR</abbr>',
   'false_positive_rate': '<abbr title="False positive rate">FPR</abbr>',
@@ -28,10 +30,10 @@ def write_comparison(
 
   Args:
     path: of the file.
-    rows: the content of one `results.json` each.
+    rows: one of each category, as `results` describes them; of older runs, too.
   """
   path = pathlib.Path(path)
-  averages, paper = scores.average(rows)
+  averages, paper = results.average(rows)
   body = document.fill(
     'comparison.html',
     headline=escape(_headline(len(rows), averages, paper)),
@@ -59,11 +61,12 @@ def _headline(
 
 
 def _choices() -> str:
-  """Radio buttons that choose the figure where there is room for one."""
+  """Radio buttons that choose the metric where there is room for one."""
   return ''.join(
-    f'<label><input type="radio" name="figure" value="{figure.key}"'
-    f'{" checked" if number == 0 else ""}><span>{figure.name}</span></label>\n'
-    for number, figure in enumerate(scores.FIGURES)
+    f'<label><input type="radio" name="metric" value="{escape(key)}"'
+    f'{" checked" if number == 0 else ""}>'
+    f'<span>{escape(scores.title(metric))}</span></label>\n'
+    for number, (key, metric) in enumerate(METRICS.items())
   )
 
 
@@ -73,17 +76,17 @@ def _table(
   averages: Mapping[str, float | None],
   paper: Mapping[str, float],
 ) -> str:
-  papers = [scores.published(row['category']) for row in rows]
+  papers = [results.published(row['category']) for row in rows]
   lows = {
-    figure.key: scores.lowest(one.get(figure.key) for one in (*rows, *papers))
-    for figure in scores.FIGURES
+    key: scores.lowest(one.get(key) for one in (*rows, *papers))
+    for key in METRICS
   }
   head = ''.join(
-    f'<th scope="col" data-figure="{figure.key}">'
-    f'<button type="button" class="sort">{figure.name}</button>'
-    f'<span class="ends" aria-hidden="true"><span>{100 * lows[figure.key]:.0f}'
-    '</span><span>100</span></span></th>'
-    for figure in scores.FIGURES
+    f'<th scope="col" data-metric="{escape(key)}">'
+    f'<button type="button" class="sort">{escape(scores.title(metric))}'
+    '</button><span class="ends" aria-hidden="true">'
+    f'<span>{100 * lows[key]:.0f}</span><span>100</span></span></th>'
+    for key, metric in METRICS.items()
   )
   body = ''.join(
     f'<tr><th scope="row">{_name(folder, row["category"])}</th>'
@@ -98,7 +101,7 @@ def _table(
     )
   return (
     '<table class="comparison" id="comparison">\n<caption class="hidden">'
-    'Figures of each category in percent</caption>\n<thead><tr>'
+    'Metrics of each category in percent</caption>\n<thead><tr>'
     '<th scope="col" aria-sort="none"><button type="button" class="sort">'
     f'Category</button></th>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n'
     f'{foot}\n</table>'
@@ -119,8 +122,8 @@ def _cells(
   lows: Mapping[str, float],
 ) -> str:
   cells = []
-  for key, *_ in scores.FIGURES:
-    value, theirs = ours[key], paper.get(key)
+  for key in METRICS:
+    value, theirs = ours.get(key), paper.get(key)
     text = f'<b>{scores.percent(value)}</b>'
     if theirs is not None:
       text += (
@@ -129,7 +132,7 @@ def _cells(
       )
     order = '' if value is None else f' data-value="{value:.9g}"'
     cells.append(
-      f'<td data-figure="{key}"{order}><div class="pair">{text}</div>'
+      f'<td data-metric="{escape(key)}"{order}><div class="pair">{text}</div>'
       f'{scores.scale(value, theirs, lows[key])}</td>'
     )
   return ''.join(cells)
@@ -162,17 +165,17 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _note(rows: Sequence[Mapping[str, Any]]) -> str:
-  """What the averages are over, and what a missing figure means."""
+  """What the averages are over, and what a missing metric means."""
   text = (
-    f'{scores.PAPER_NOTE} Averages are over the categories that have the'
-    ' figure; the paper’s is given where all are among its 15. Whether a run'
+    f'{scores.paper_note()} Averages are over the categories that have the'
+    ' metric; the paper’s is given where all are among its 15. Whether a run'
     ' followed the paper’s recipe stands in its own report.'
   )
-  keys = [figure.key for figure in scores.FIGURES]
-  if any(row[key] is None for row in rows for key in keys):
+  if any(row.get(key) is None for row in rows for key in METRICS):
     text += (
-      f' {scores.MISSING}: the test split does not define the figure; the'
-      ' report of the category says why.'
+      f' {scores.MISSING}: the test split does not define the metric, and the'
+      ' report of the category says why, or a version without it evaluated the'
+      ' run.'
     )
   return text
 

@@ -1,56 +1,128 @@
-"""How the figures of a report came about: recipe, threshold, run."""
+"""How the numbers of a report came about: recipe, threshold, run."""
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
+
+from draem_jax import results
 from draem_jax.detector import Thresholds
 from draem_jax.report import scores
 from draem_jax.report.document import escape
 
-# What makes figures comparable with the paper's (section 4.1), by field.
-_RECIPE = {
+# The part of the paper's recipe (section 4.1) that makes numbers comparable.
+RECIPE = {
   'image_size': 256,
   'model.reconstructive_width': 128,
   'model.discriminative_width': 64,
   'batch_size': 8,
+  'num_epochs': 700,
+  'num_steps': 0,
   'learning_rate': 1e-4,
   'score_window': 21,
 }
-_EPOCHS = 700
+
+# Chance and places, which are no part of a recipe.
+_NO_RECIPE = ('category', 'seed', 'data.dir', 'data.tfds_dir')
+_EPOCHS, _STEPS = 'num_epochs', 'num_steps'
 
 
-def comparability(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-  """What the figures of the paper are, and what differs in this run.
+def comparability(
+  row: Mapping[str, Any],
+  config: Mapping[str, Any],
+  *,
+  recipe: Mapping[str, Any],
+  release: Mapping[str, Any],
+) -> str:
+  """What the paper's numbers are, and in what this run differs from them.
 
   Args:
-    results: the content of `results.json`.
+    row: of the run, as `results` describes it.
     config: of the run, flat; empty when it is not known.
+    recipe: the paper's whole recipe: value by field, flat, of all that shapes
+      the weights or the scores.
+    release: the fields in which the authors' PyTorch release differs from the
+      paper, and its values.
 
   Returns:
     HTML, empty for categories that are not in the paper.
   """
-  if not scores.published(results['category']):
+  if not results.published(row['category']):
     return ''
-  text = scores.PAPER_NOTE
-  differing = [
-    f'{name.rpartition(".")[2].replace("_", " ")} {config[name]} (paper:'
-    f' {value})'
-    for name, value in _RECIPE.items()
-    if config.get(name, value) != value
-  ]
-  if config.get('num_steps'):
-    differing.append(f'{results["steps"]:,} steps (paper: {_EPOCHS} epochs)')
-  elif config.get('num_epochs', _EPOCHS) != _EPOCHS:
-    differing.append(f'{config["num_epochs"]} epochs (paper: {_EPOCHS})')
-  if differing:
-    text += f' This run is not the paper’s recipe: {", ".join(differing)}.'
+  text = scores.paper_note()
+  differing = _differing(config, recipe)
+  is_release = bool(release) and all(
+    differing.get(name) == _plain(value) for name, value in release.items()
+  )
+  if is_release:
+    for name in release:
+      del differing[name]
+  phrases = _phrases(row, differing, recipe)
+  if is_release:
+    text += ' This run follows the recipe of the authors’ PyTorch release'
+    text += f', but for: {phrases}.' if phrases else ', not the paper’s.'
+  elif phrases:
+    text += f' This run is not the paper’s recipe: {phrases}.'
   return f'<p class="note">{escape(text)}</p>'
 
 
+def _differing(
+  config: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The values that are not the recipe's, by field.
+
+  A field that an older config lacks has the recipe's value. The number of steps
+  stands for that of epochs where it decides.
+  """
+  differing = {
+    name: _plain(config[name])
+    for name, value in recipe.items()
+    if name not in _NO_RECIPE
+    and _plain(config.get(name, value)) != _plain(value)
+  }
+  if _STEPS in differing:
+    differing.pop(_EPOCHS, None)
+  return differing
+
+
+def _phrases(
+  row: Mapping[str, Any],
+  differing: Mapping[str, Any],
+  recipe: Mapping[str, Any],
+) -> str:
+  """`name value (paper: value)` of each field."""
+  phrases = []
+  for name, value in differing.items():
+    if name == _STEPS:
+      steps = row.get('steps', value)
+      phrases.append(f'{steps:,} steps (paper: {recipe[_EPOCHS]} epochs)')
+    elif name == _EPOCHS:
+      phrases.append(f'{value} epochs (paper: {recipe[name]})')
+    else:
+      words = name.replace('.', ' ').replace('_', ' ')
+      theirs = _words(_plain(recipe[name]))
+      phrases.append(f'{words} {_words(value)} (paper: {theirs})')
+  return '; '.join(phrases)
+
+
+def _plain(value: Any) -> Any:
+  """The value as it comes back from JSON."""
+  return json.loads(json.dumps(value))
+
+
+def _words(value: Any) -> str:
+  if isinstance(value, list):
+    return ', '.join(map(_words, value)) or 'none'
+  if isinstance(value, float):
+    return f'{value:.4g}'
+  return str(value).replace('_', ' ')
+
+
 def threshold_note(
-  thresholds: Thresholds, results: Mapping[str, Any], config: Mapping[str, Any]
+  thresholds: Thresholds, row: Mapping[str, Any], config: Mapping[str, Any]
 ) -> str:
   """Where the two thresholds come from, and what that is worth, as text."""
   sentences = [
@@ -63,7 +135,7 @@ def threshold_note(
       'The networks were trained on these images, so that new ones may raise'
       ' more false alarms.'
     )
-  if results['best_f1_threshold'] is not None:
+  if row.get('best_f1_threshold') is not None:
     sentences.append(
       'The threshold of the best F1 is chosen on the test images themselves:'
       ' it says what could be reached at best.'
@@ -72,35 +144,32 @@ def threshold_note(
 
 
 def run(
-  defects: Sequence[str],
-  results: Mapping[str, Any],
+  row: Mapping[str, Any],
   config: Mapping[str, Any],
   *,
+  defects: Sequence[str],
+  labels: Bool[np.ndarray, 'n'],
   has_truth: bool,
 ) -> str:
   """The run as an HTML list, and its whole config.
 
   Args:
-    defects: the kind of each test image, 'good' for none.
-    results: the content of `results.json`.
+    row: of the run, as `results` describes it.
     config: of the run, flat; empty when it is not known.
+    defects: the kind of each test image.
+    labels: True for anomalous images.
     has_truth: whether the category has ground truth masks.
   """
   entries = {
-    'Test images': _split(defects),
-    'Training': _training(results, config),
-    'Device': results.get('device') or scores.MISSING,
+    'Test images': _split(defects, labels),
+    'Training': _training(row, config),
+    'Device': row.get('device') or scores.MISSING,
   }
-  if 'threshold_source' in results:
-    entries['Threshold'] = f'from {results["threshold_source"]}'
-    entries['At this threshold'] = _operating_point(results)
+  if 'threshold_source' in row:
+    entries['Threshold'] = f'from {row["threshold_source"]}'
+    entries['At this threshold'] = _operating_point(row)
   if 'image_size' in config:
-    entries['Networks'] = (
-      f'images of {config["image_size"]} × {config["image_size"]} pixels, width'
-      f' {config["model.reconstructive_width"]} (reconstructive) and'
-      f' {config["model.discriminative_width"]} (discriminative),'
-      f' {config["dtype"]}'
-    )
+    entries['Networks'] = _networks(config)
   if not has_truth:
     entries['Ground truth'] = 'no masks'
   elif 'eval.mask_threshold' in config:
@@ -131,30 +200,43 @@ def _whole(config: Mapping[str, Any]) -> str:
   )
 
 
-def _split(defects: Sequence[str]) -> str:
+def _networks(config: Mapping[str, Any]) -> str:
+  """Size of the images, the networks that there are and their widths."""
+  size = config['image_size']
+  name = config.get('model.name', 'draem')
+  # DRÆM is the two together; a network alone is called what it is.
+  widths = [
+    f'width {config[field]} ({part})'
+    for part in ('reconstructive', 'discriminative')
+    if name in ('draem', part) and (field := f'model.{part}_width') in config
+  ]
+  parts = [f'{name}, images of {size} × {size} pixels', ' and '.join(widths)]
+  return ', '.join(filter(None, [*parts, config.get('dtype')]))
+
+
+def _split(defects: Sequence[str], labels: Bool[np.ndarray, 'n']) -> str:
   """Number of images, in all and of each kind, good ones first."""
-  kinds = Counter(defects)
-  order = sorted(kinds, key=lambda kind: (kind != 'good', kind))
-  counts = ', '.join(f'{kinds[kind]} {kind}' for kind in order)
+  kinds = Counter(zip(labels.tolist(), defects, strict=True))
+  counts = ', '.join(f'{kinds[kind]} {kind[1]}' for kind in sorted(kinds))
   return f'{len(defects)}: {counts}' if counts else 'none'
 
 
-def _training(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+def _training(row: Mapping[str, Any], config: Mapping[str, Any]) -> str:
   parts = []
-  if results.get('steps') is not None:
-    parts.append(f'{results["steps"]:,} steps')
+  if row.get('steps') is not None:
+    parts.append(f'{row["steps"]:,} steps')
   if 'batch_size' in config:
     parts.append(f'batches of {config["batch_size"]}')
-  if results.get('train_seconds') is not None:
-    parts.append(scores.duration(results['train_seconds']))
-  if results.get('images_per_second') is not None:
-    parts.append(f'{results["images_per_second"]:.4g} images a second')
+  if row.get('train_seconds') is not None:
+    parts.append(scores.duration(row['train_seconds']))
+  if row.get('images_per_second') is not None:
+    parts.append(f'{row["images_per_second"]:.4g} images a second')
   if 'seed' in config:
     parts.append(f'seed {config["seed"]}')
   return ', '.join(parts) or scores.MISSING
 
 
-def _operating_point(results: Mapping[str, Any]) -> str:
+def _operating_point(row: Mapping[str, Any]) -> str:
   names = {
     'true_positive_rate': 'true positive rate',
     'false_positive_rate': 'false positive rate',
@@ -162,5 +244,5 @@ def _operating_point(results: Mapping[str, Any]) -> str:
     'best_f1': 'best possible F1',
   }
   return 'in percent: ' + ', '.join(
-    f'{name} {scores.percent(results.get(key))}' for key, name in names.items()
+    f'{name} {scores.percent(row.get(key))}' for key, name in names.items()
   )

@@ -14,7 +14,7 @@ from draem_jax import figures, plots
 
 _FILES = resources.files('draem_jax.report')
 
-# Colours that the pictures have too; the style sheet knows the rest.
+# Colors that the pictures have too; the style sheet knows the rest.
 _COLORS = {
   '--good': figures.GOOD_COLOR,
   '--anomalous': figures.ANOMALOUS_COLOR,
@@ -22,7 +22,7 @@ _COLORS = {
   '--images': plots.IMAGE_COLOR,
   '--pixels': plots.PIXEL_COLOR,
 }
-# Stops of the gradient that stands for the colours of an anomaly map.
+# Stops of the gradient that stands for the colors of an anomaly map.
 _NUM_STOPS = 9
 
 
@@ -67,7 +67,7 @@ def page(*, title: str, body: str, script: str, data: Any) -> str:
 
 
 def _colors() -> str:
-  """The colours of the pictures as CSS declarations."""
+  """The colors of the pictures as CSS declarations."""
   stops = figures.colorize(np.linspace(0, 1, _NUM_STOPS)[None])[0]
   gradient = ','.join('#' + bytes(stop).hex() for stop in stops)
   colors = _COLORS | {'--map': gradient}

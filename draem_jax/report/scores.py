@@ -1,88 +1,27 @@
-"""The five figures of a category, and the paper's to set beside them."""
+"""Numbers as a report writes them, and the table of a category's metrics."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from draem_jax import results
+from draem_jax.metrics import METRICS, Metric
 from draem_jax.report.document import escape
 
 MISSING = '–'
-PAPER_NOTE = (
-  'Paper: Zavrtanik, Kristan, Skočaj, ICCV 2021, tables 1 and 2, which have no'
-  ' image AP and no AUPRO.'
-)
 
 
-class Figure(NamedTuple):
-  """A figure of `results.json`: its key, its name, what it says."""
-
-  key: str
-  name: str
-  meaning: str
-
-
-FIGURES = (
-  Figure(
-    'image_auroc',
-    'Image AUROC',
-    'chance that an anomalous image scores above a good one',
-  ),
-  Figure(
-    'image_ap',
-    'Image AP',
-    'precision of the verdict on images, averaged over recall',
-  ),
-  Figure(
-    'pixel_auroc',
-    'Pixel AUROC',
-    'chance that an anomalous pixel scores above a normal one',
-  ),
-  Figure(
-    'pixel_ap',
-    'Pixel AP',
-    'precision of the verdict on pixels, averaged over recall',
-  ),
-  Figure(
-    'aupro',
-    'AUPRO',
-    'share found of each defect, at false positive rates of pixels up to 30 %',
-  ),
-)
-# In the order of `results.PAPER`.
-_IN_PAPER = ('image_auroc', 'pixel_auroc', 'pixel_ap')
+def paper_note() -> str:
+  """Where the paper's numbers are from, and which metrics it does not have."""
+  lacking = [metric.name for metric in METRICS.values() if not metric.paper]
+  return (
+    'Paper: Zavrtanik, Kristan, Skočaj, ICCV 2021, tables 1 and 2, which have'
+    f' no {" and no ".join(lacking)}.'
+  )
 
 
-def published(category: str) -> dict[str, float]:
-  """The paper's figures of a category by key, in [0, 1]; none of others."""
-  values = results.PAPER.get(category, ())
-  return {
-    key: value / 100 for key, value in zip(_IN_PAPER, values, strict=False)
-  }
-
-
-def average(
-  rows: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, float | None], dict[str, float]]:
-  """Averages of each figure over the categories that have it.
-
-  Args:
-    rows: the content of one `results.json` each.
-
-  Returns:
-    Ours, None where no category has the figure; and the paper's, which there
-    is only when all categories are among its 15.
-  """
-  ours = {}
-  for figure in FIGURES:
-    values = [row[figure.key] for row in rows if row[figure.key] is not None]
-    ours[figure.key] = sum(values) / len(values) if values else None
-  papers = [published(row['category']) for row in rows]
-  if not papers or not all(papers):
-    return ours, {}
-  paper = {
-    key: sum(one[key] for one in papers) / len(papers) for key in _IN_PAPER
-  }
-  return ours, paper
+def title(metric: Metric) -> str:
+  """The metric's name as it begins a line."""
+  return metric.name[0].upper() + metric.name[1:]
 
 
 def percent(value: float | None) -> str:
@@ -104,7 +43,7 @@ def difference(value: float | None, paper: float | None) -> str:
   """By how many percentage points ours is higher."""
   if value is None or paper is None:
     return MISSING
-  # Of the rounded figures, so that the three agree as they stand.
+  # Of the rounded values, so that the three agree as they stand.
   points = round(round(100 * value, 1) - round(100 * paper, 1), 1)
   return '±0.0' if not points else f'{points:+.1f}'.replace('-', '−')
 
@@ -118,8 +57,8 @@ def lowest(values: Iterable[float | None]) -> float:
 def scale(value: float | None, paper: float | None, low: float) -> str:
   """A dot for ours and a tick for the paper's on a line from `low` to 1."""
 
-  def place(figure: float) -> str:
-    return f'{100 * (figure - low) / (1 - low):.2f}%'
+  def place(number: float) -> str:
+    return f'{100 * (number - low) / (1 - low):.2f}%'
 
   marks = ''
   if value is not None and paper is not None:
@@ -133,28 +72,29 @@ def scale(value: float | None, paper: float | None, low: float) -> str:
   return f'<span class="scale" aria-hidden="true">{marks}</span>'
 
 
-def key(mark: str) -> str:
+def legend_key(mark: str) -> str:
   """The mark of a scale, `'ours'` or `'paper'`, to stand before its name."""
   return f'<span class="key" aria-hidden="true"><i class="{mark}"></i></span>'
 
 
 def table(row: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
-  """The figures of one category as an HTML table.
+  """The metrics of one category as an HTML table.
 
   Args:
-    row: the content of `results.json`.
-    reasons: why a figure is missing, by key.
+    row: of the run, as `results` describes it.
+    reasons: why a metric is missing, by key.
   """
-  paper = published(row['category'])
-  low = lowest([*(row[figure.key] for figure in FIGURES), *paper.values()])
+  paper = results.published(row['category'])
+  low = lowest([*(row.get(key) for key in METRICS), *paper.values()])
   lines = []
-  for figure in FIGURES:
-    value, theirs = row[figure.key], paper.get(figure.key)
-    meaning = figure.meaning
-    if value is None and figure.key in reasons:
-      meaning = f'undefined: {reasons[figure.key]}'
+  for key, metric in METRICS.items():
+    value, theirs = row.get(key), paper.get(key)
+    meaning = metric.meaning
+    if value is None and key in reasons:
+      meaning = f'undefined: {reasons[key]}'
+    name = escape(title(metric))
     cells = [
-      f'<th scope="row">{figure.name}<small>{escape(meaning)}</small></th>',
+      f'<th scope="row">{name}<small>{escape(meaning)}</small></th>',
       f'<td class="number strong">{percent(value)}</td>',
     ]
     if paper:
@@ -165,7 +105,7 @@ def table(row: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
     cells.append(f'<td class="wide">{scale(value, theirs, low)}</td>')
     lines.append(f'<tr>{"".join(cells)}</tr>')
   return (
-    '<table class="scores">\n<caption class="hidden">Figures of the test '
+    '<table class="metrics">\n<caption class="hidden">Metrics of the test '
     f'split in percent</caption>\n<thead><tr>{_head(bool(paper), low)}</tr>'
     f'</thead>\n<tbody>\n{chr(10).join(lines)}\n</tbody>\n</table>'
   )
@@ -173,9 +113,13 @@ def table(row: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
 
 def _head(has_paper: bool, low: float) -> str:
   columns = ['<th scope="col">In percent</th>']
-  columns.append(f'<th scope="col" class="number">{key("ours")}This run</th>')
+  columns.append(
+    f'<th scope="col" class="number">{legend_key("ours")}This run</th>'
+  )
   if has_paper:
-    columns.append(f'<th scope="col" class="number">{key("paper")}Paper</th>')
+    columns.append(
+      f'<th scope="col" class="number">{legend_key("paper")}Paper</th>'
+    )
     columns.append(
       '<th scope="col" class="number"><abbr title="Difference">Diff.</abbr>'
       '</th>'

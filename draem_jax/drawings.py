@@ -1,0 +1,62 @@
+"""The pictures of a test split, drawn from its evaluation into a folder."""
+
+import logging
+import pathlib
+
+from draem_jax import figures, plots
+from draem_jax.evaluate import Evaluation
+
+_log = logging.getLogger(__name__)
+
+
+def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
+  """Draws a panel per test image, the worst mistakes, curves and histogram.
+
+  Args:
+    folder: where the PNG files go; nothing is written without test images.
+    evaluation: of the test split.
+  """
+  category, scored = evaluation.category, evaluation.scored
+  if scored is None:
+    return
+  folder, threshold = pathlib.Path(folder), evaluation.thresholds.image
+  _log.info('drawing %d panels', len(evaluation.labels))
+  for index, file in enumerate(category.test_files):
+    panel = figures.panel(
+      image=category.test_images[index],
+      reconstruction=None
+      if scored.reconstruction is None
+      else scored.reconstruction[index],
+      anomaly_map=scored.anomaly_map[index],
+      mask=None if evaluation.masks is None else evaluation.masks[index],
+      score=float(scored.score[index]),
+      threshold=threshold,
+      label=bool(evaluation.labels[index]),
+      defect=category.test_defects[index],
+      name=file,
+    )
+    # 'test/crack/000.png' becomes 'panels/crack/000.png'.
+    picture = pathlib.Path(*pathlib.Path(file).parts[1:]).with_suffix('.png')
+    figures.save_png(folder / 'panels' / picture, panel)
+  gallery = figures.mistakes_gallery(
+    images=category.test_images,
+    anomaly_maps=scored.anomaly_map,
+    masks=evaluation.masks,
+    scores=scored.score,
+    labels=evaluation.labels,
+    names=category.test_files,
+    threshold=threshold,
+  )
+  figures.save_png(folder / 'mistakes.png', gallery)
+  plots.draw_curves(
+    folder / 'curves.png',
+    evaluation.curves,
+    rates=evaluation.rates,
+    threshold=threshold,
+  )
+  plots.draw_histogram(
+    folder / 'histogram.png',
+    scores=scored.score,
+    labels=evaluation.labels,
+    threshold=threshold,
+  )

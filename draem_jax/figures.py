@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageColor
 from scipy import ndimage
 
@@ -149,7 +149,7 @@ def panel(
 
 def mistakes_gallery(
   *,
-  images: Sequence[_Picture],
+  images: UInt8[np.ndarray, 'n h w 3'] | Float[np.ndarray, 'n h w 3'],
   anomaly_maps: Float[np.ndarray, 'n h w'],
   scores: Float[np.ndarray, 'n'],
   labels: Bool[np.ndarray, 'n'],
@@ -352,7 +352,7 @@ def _fitted_size(shape: Sequence[int], size: int) -> tuple[int, int]:
   return max(round(shape[1] * scale), 1), max(round(shape[0] * scale), 1)
 
 
-def _fit(picture: _Picture, size: int) -> UInt8[np.ndarray, 'h w 3']:
+def _fit(picture: _Picture, size: int) -> UInt8[np.ndarray, 'h2 w2 3']:
   """The picture with its longer side at `size`."""
   fitted = _fitted_size(picture.shape, size)
   image = Image.fromarray(_as_uint8(picture))
@@ -360,8 +360,8 @@ def _fit(picture: _Picture, size: int) -> UInt8[np.ndarray, 'h w 3']:
 
 
 def _fit_map(
-  anomaly_map: Float[np.ndarray, 'h w'], size: int
-) -> Float[np.ndarray, 'h w']:
+  anomaly_map: Shaped[np.ndarray, 'h w'], size: int
+) -> Float[np.ndarray, 'h2 w2']:
   """The map, or a mask as one, with its longer side at `size`."""
   fitted = _fitted_size(anomaly_map.shape, size)
   image = Image.fromarray(np.asarray(anomaly_map, np.float32))

@@ -171,7 +171,7 @@ def measure(
   scores: Float[np.ndarray, 'n'],
   labels: Bool[np.ndarray, 'n'],
   maps: Float[np.ndarray, 'n h w'],
-  masks: Bool[np.ndarray, 'n h w'] | None,
+  masks: Bool[np.ndarray, 'n h2 w2'] | None,
   threshold: float | None = None,
 ) -> Split:
   """Sweeps the threshold over the images and the pixels of a test split.
@@ -372,7 +372,7 @@ class _Sweep:
 
 def _sweep(
   scores: Shaped[np.ndarray, '*n'],
-  labels: Bool[np.ndarray, '*n'],
+  labels: Bool[np.ndarray, '*m'],
   weights: Float[np.ndarray, 'p'] | None = None,
 ) -> _Sweep:
   """Sweep the threshold; `weights` belong to the anomalous ones in order."""

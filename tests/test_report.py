@@ -16,7 +16,8 @@ from matplotlib.path import Path
 from PIL import Image
 from splits import make_category, make_report, make_scored
 
-from draem_jax import figures, metrics, paper, report
+from configs import mvtec
+from draem_jax import config, figures, metrics, paper, report
 from draem_jax.report import charts, pictures, scores
 
 HOSTILE = 'test/</script><img src=x onerror=alert(1)>&"\'/000.png'
@@ -89,18 +90,19 @@ def test_metrics_stand_beside_the_papers(tmp_path):
   assert '1 h 6 min' in text and '1,200 steps' in text
 
 
-def recipe_note(tmp_path, config, **recipes):
-  """What the report of a run with this config says of its recipe."""
+def recipe_note(tmp_path, changed, **release):
+  """What the report says of the recipe of a run with these fields changed."""
+  fields = {name: field.default for name, field in config.FIELDS.items()}
+  nested = traverse_util.unflatten_dict(fields | changed, sep='.')
+  (tmp_path / 'config.json').write_text(json.dumps({'config': nested}))
   category = make_category()
-  (tmp_path / 'config.json').write_text(json.dumps({'config': config}))
-  path, _ = make_report(tmp_path, category, make_scored(category), **recipes)
+  path, _ = make_report(tmp_path, category, make_scored(category), **release)
   return re.search('AUPRO\\.(?: This run (.*?))?</p>', path.read_text())[1]
 
 
 def test_says_in_what_a_run_differs_from_the_papers(tmp_path):
-  config = {'image_size': 32, 'batch_size': 8, 'num_steps': 5, 'dtype': 'x'}
-  config['model'] = {'reconstructive_width': 4, 'discriminative_width': 64}
-  assert recipe_note(tmp_path, config) == (
+  changed = {'image_size': 32, 'num_steps': 5, 'model.reconstructive_width': 4}
+  assert recipe_note(tmp_path, changed) == (
     'is not the paper’s recipe: image size 32 (paper: 256); model'
     ' reconstructive width 4 (paper: 128); 1,200 steps (paper: 700 epochs).'
   )
@@ -110,36 +112,34 @@ def test_says_in_what_a_run_differs_from_the_papers(tmp_path):
   assert 'recipe' not in path.read_text()
 
 
-RECIPE = {
-  'seed': 0,
-  'batch_size': 8,
-  'num_epochs': 700,
-  'num_steps': 0,
-  'learning_rate_milestones': (4 / 7, 6 / 7),
-  'sampling': 'epochs',
-  'simulator.augmentations': ('posterize', 'sharpness'),
-  'loss.weights.ssim': 1.0,
-}
-RELEASE = {
-  'sampling': 'with_replacement',
-  'learning_rate_milestones': (0.8, 0.9),
-  'simulator.augmentations': ('gamma_contrast', 'invert'),
-}
+def release_preset():
+  """What the preset changes, as a config has it."""
+  preset = config.flatten(mvtec.get_config('bottle,release').to_dict())
+  return {
+    name: value
+    for name, value in preset.items()
+    if value != config.FIELDS[name].default
+  }
 
 
-def nested(flat):
-  return traverse_util.unflatten_dict(flat, sep='.')
+RELEASE = release_preset()
 
 
 @pytest.mark.parametrize(
   ('changed', 'expected'),
   [
-    # Another seed is no other recipe.
-    ({'seed': 3}, None),
+    # None of these makes another recipe.
+    ({'seed': 3, 'data.dir': 'elsewhere', 'log_every': 1}, None),
     (
       {'num_epochs': 300, 'learning_rate_milestones': (0.8, 0.9)},
       'is not the paper’s recipe: 300 epochs (paper: 700); learning rate'
       ' milestones 0.8, 0.9 (paper: 0.5714, 0.8571).',
+    ),
+    # These shape no weights, and the metrics all the same.
+    (
+      {'score.map': 'ssim', 'data.textures': 'builtin'},
+      'is not the paper’s recipe: data textures builtin (paper: dtd); score'
+      ' map ssim (paper: softmax).',
     ),
     (
       RELEASE,
@@ -147,25 +147,29 @@ def nested(flat):
     ),
     (
       RELEASE | {'loss.weights.ssim': 0.0, 'num_steps': 9, 'num_epochs': 1},
-      'follows the recipe of the authors’ PyTorch release, but for: 1,200'
-      ' steps (paper: 700 epochs); loss weights ssim 0 (paper: 1).',
-    ),
-    # Not all that the release does.
-    (
-      RELEASE | {'sampling': 'epochs'},
-      'is not the paper’s recipe: learning rate milestones 0.8, 0.9 (paper:'
-      ' 0.5714, 0.8571); simulator augmentations gamma contrast, invert'
-      ' (paper: posterize, sharpness).',
+      'follows the recipe of the authors’ PyTorch release, but for: loss'
+      ' weights ssim 0 (paper: 1); 1,200 steps (paper: 700 epochs).',
     ),
   ],
 )
 def test_the_whole_recipe_is_compared(tmp_path, changed, expected):
-  config = nested(RECIPE | changed)
-  given = {'recipe': RECIPE, 'release': RELEASE}
-  assert recipe_note(tmp_path, config, **given) == expected
-  # What an older config lacks is as in the paper.
-  del config['batch_size']
-  assert recipe_note(tmp_path, config, **given) == expected
+  assert recipe_note(tmp_path, changed, release=RELEASE) == expected
+
+
+@pytest.mark.parametrize('name', RELEASE)
+def test_what_is_not_all_that_the_release_does_is_not_called_so(tmp_path, name):
+  others = {key: value for key, value in RELEASE.items() if key != name}
+  note = recipe_note(tmp_path, others, release=RELEASE)
+  assert note.startswith('is not the paper’s recipe: ')
+  assert note.count('(paper: ') == len(others)
+
+
+def test_what_an_older_config_lacks_is_as_in_the_paper(tmp_path):
+  older = {'config': {'batch_size': 8, 'image_size': 256}}
+  (tmp_path / 'config.json').write_text(json.dumps(older))
+  category = make_category()
+  path, _ = make_report(tmp_path, category, make_scored(category))
+  assert 'recipe' not in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -179,8 +183,8 @@ def test_the_whole_recipe_is_compared(tmp_path, changed, expected):
 )
 def test_names_the_networks_that_there_are(tmp_path, model, expected):
   widths = {'reconstructive_width': 4, 'discriminative_width': 2}
-  config = {'image_size': 32, 'dtype': 'float32', 'model': widths | model}
-  (tmp_path / 'config.json').write_text(json.dumps({'config': config}))
+  fields = {'image_size': 32, 'dtype': 'float32', 'model': widths | model}
+  (tmp_path / 'config.json').write_text(json.dumps({'config': fields}))
   category = make_category()
   path, _ = make_report(tmp_path, category, make_scored(category))
   assert expected in re.search('<dt>Networks</dt>.*', path.read_text())[0]

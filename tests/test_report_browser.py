@@ -403,6 +403,24 @@ def test_panel_shows_the_pictures_and_the_outline(window, split):
   assert outline['height'] / frame['height'] * 32 == pytest.approx(12, abs=0.6)
 
 
+@pytest.mark.parametrize('size', [PHONE, DESKTOP])
+def test_panel_without_a_reconstruction_has_no_gap(chromium, tmp_path, size):
+  category = make_category(count=6)
+  scored = make_scored(category, reconstruction=False)
+  path, _ = make_report(tmp_path, category, scored)
+  window = Window(chromium, path, size)
+  window.run("document.querySelector('#gallery .card').click()")
+  captions = [caption.text for caption in window.all('#panel figcaption')]
+  assert captions[:2] == ['Input', 'Heat map'] and len(captions) == 3
+  tiles = window.find('#panel .tiles').rect
+  last = window.all('#panel figure')[-1].rect
+  if size == DESKTOP:
+    end = tiles['x'] + tiles['width'] - (last['x'] + last['width'])
+    assert end == pytest.approx(28, abs=1)  # The padding alone.
+  assert window.overflow() <= 0
+  window.assert_quiet()
+
+
 def test_pictures_are_decoded_when_they_come_near(chromium, split):
   window = Window(chromium, split['path'], PHONE)
   count = lambda: len(window.all('#gallery img'))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
+from draem_jax import config as config_lib
 from draem_jax import figures
 from draem_jax import workdir as workdir_lib
 from draem_jax.data.images import map_parallel
@@ -24,7 +24,6 @@ def write_report(
   evaluation: Evaluation,
   row: Mapping[str, Any],
   *,
-  recipe: Mapping[str, Any] = details.RECIPE,
   release: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
   """Writes `report.html`, which needs no other file and no network.
@@ -33,8 +32,8 @@ def write_report(
     workdir: the folder of the run; its config is told when it is there.
     evaluation: of its test split.
     row: of the run, as `results.write` returns it.
-    recipe: the paper's, flat, as `details.comparability` takes it.
-    release: what differs from it in the recipe of the authors' release.
+    release: the fields in which the recipe of the authors' release differs
+      from the paper's, and its values.
 
   Returns:
     The path of the file.
@@ -43,7 +42,7 @@ def write_report(
   config = {}
   if (path.parent / 'config.json').exists():
     config = workdir_lib.read_config(workdir)
-    config = traverse_util.flatten_dict(config, sep='.')
+    config = config_lib.flatten(config)
   headline, sections = 'There are no test images.', ''
   data: dict[str, Any] = {'images': []}
   if evaluation.scored is not None:
@@ -56,9 +55,7 @@ def write_report(
     category=escape(row['category']),
     headline=escape(headline),
     metrics=scores.table(row, evaluation.reasons),
-    comparability=details.comparability(
-      row, config, recipe=recipe, release=release or {}
-    ),
+    comparability=details.comparability(row, config, release=release or {}),
     test=sections,
     details=details.run(
       row,

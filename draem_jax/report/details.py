@@ -8,33 +8,37 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from draem_jax import config as config_lib
 from draem_jax import results
 from draem_jax.detector import Thresholds
 from draem_jax.report import scores
 from draem_jax.report.document import escape
 
-# The part of the paper's recipe (section 4.1) that makes numbers comparable.
-RECIPE = {
-  'image_size': 256,
-  'model.reconstructive_width': 128,
-  'model.discriminative_width': 64,
-  'batch_size': 8,
-  'num_epochs': 700,
-  'num_steps': 0,
-  'learning_rate': 1e-4,
-  'score_window': 21,
-}
-
+# Fields that shape no weights, but the scores or what is compared with them.
+_READ_FIELDS = (
+  'data.textures',
+  'eval.mask_threshold',
+  'score.map',
+  'score_window',
+)
 # Chance and places, which are no part of a recipe.
 _NO_RECIPE = ('category', 'seed', 'data.dir', 'data.tfds_dir')
 _EPOCHS, _STEPS = 'num_epochs', 'num_steps'
+
+
+def paper_recipe() -> dict[str, Any]:
+  """The paper's whole recipe: all that shapes weights or scores, by field."""
+  return {
+    name: field.default
+    for name, field in config_lib.FIELDS.items()
+    if field.shapes_weights or name in _READ_FIELDS
+  }
 
 
 def comparability(
   row: Mapping[str, Any],
   config: Mapping[str, Any],
   *,
-  recipe: Mapping[str, Any],
   release: Mapping[str, Any],
 ) -> str:
   """What the paper's numbers are, and in what this run differs from them.
@@ -42,8 +46,6 @@ def comparability(
   Args:
     row: of the run, as `results` describes it.
     config: of the run, flat; empty when it is not known.
-    recipe: the paper's whole recipe: value by field, flat, of all that shapes
-      the weights or the scores.
     release: the fields in which the authors' PyTorch release differs from the
       paper, and its values.
 
@@ -53,6 +55,7 @@ def comparability(
   if not results.published(row['category']):
     return ''
   text = scores.paper_note()
+  recipe = paper_recipe()
   differing = _differing(config, recipe)
   is_release = bool(release) and all(
     differing.get(name) == _plain(value) for name, value in release.items()

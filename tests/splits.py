@@ -69,7 +69,7 @@ def make_evaluation(category, scored):
   return evaluate.evaluate(detector, category, mask_threshold=0.5)
 
 
-def make_report(folder, category, scored, **recipes):
+def make_report(folder, category, scored):
   """Evaluates as the command does; returns the report's path and the row.
 
   The PNG files are left out: they take long and have their own tests.
@@ -85,4 +85,4 @@ def make_report(folder, category, scored, **recipes):
       'device': '1 x <device>',
     },
   )
-  return report.write_report(folder, evaluation, row, **recipes), row
+  return report.write_report(folder, evaluation, row), row

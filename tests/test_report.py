@@ -16,9 +16,9 @@ from matplotlib.path import Path
 from PIL import Image
 from splits import make_category, make_report, make_scored
 
-from configs import mvtec
 from draem_jax import config, figures, metrics, paper, report
-from draem_jax.report import charts, pictures, scores
+from draem_jax.configs import mvtec
+from draem_jax.report import charts, details, pictures, scores
 
 HOSTILE = 'test/</script><img src=x onerror=alert(1)>&"\'/000.png'
 VOID = {'meta', 'link', 'input', 'img', 'br'}
@@ -90,13 +90,13 @@ def test_metrics_stand_beside_the_papers(tmp_path):
   assert '1 h 6 min' in text and '1,200 steps' in text
 
 
-def recipe_note(tmp_path, changed, **release):
+def recipe_note(tmp_path, changed):
   """What the report says of the recipe of a run with these fields changed."""
   fields = {name: field.default for name, field in config.FIELDS.items()}
   nested = traverse_util.unflatten_dict(fields | changed, sep='.')
   (tmp_path / 'config.json').write_text(json.dumps({'config': nested}))
   category = make_category()
-  path, _ = make_report(tmp_path, category, make_scored(category), **release)
+  path, _ = make_report(tmp_path, category, make_scored(category))
   return re.search('AUPRO\\.(?: This run (.*?))?</p>', path.read_text())[1]
 
 
@@ -112,17 +112,7 @@ def test_says_in_what_a_run_differs_from_the_papers(tmp_path):
   assert 'recipe' not in path.read_text()
 
 
-def release_preset():
-  """What the preset changes, as a config has it."""
-  preset = config.flatten(mvtec.get_config('bottle,release').to_dict())
-  return {
-    name: value
-    for name, value in preset.items()
-    if value != config.FIELDS[name].default
-  }
-
-
-RELEASE = release_preset()
+RELEASE = details.release_recipe()
 
 
 @pytest.mark.parametrize(
@@ -153,13 +143,19 @@ RELEASE = release_preset()
   ],
 )
 def test_the_whole_recipe_is_compared(tmp_path, changed, expected):
-  assert recipe_note(tmp_path, changed, release=RELEASE) == expected
+  assert recipe_note(tmp_path, changed) == expected
+
+
+def test_a_run_of_the_preset_is_called_the_release(tmp_path):
+  preset = config.flatten(mvtec.get_config('bottle,release').to_dict())
+  assert 'follows the recipe of the authors’' in recipe_note(tmp_path, preset)
+  assert recipe_note(tmp_path, {}) is None
 
 
 @pytest.mark.parametrize('name', RELEASE)
 def test_what_is_not_all_that_the_release_does_is_not_called_so(tmp_path, name):
   others = {key: value for key, value in RELEASE.items() if key != name}
-  note = recipe_note(tmp_path, others, release=RELEASE)
+  note = recipe_note(tmp_path, others)
   assert note.startswith('is not the paper’s recipe: ')
   assert note.count('(paper: ') == len(others)
 

@@ -23,8 +23,6 @@ def write_report(
   workdir: str | pathlib.Path,
   evaluation: Evaluation,
   row: Mapping[str, Any],
-  *,
-  release: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
   """Writes `report.html`, which needs no other file and no network.
 
@@ -32,8 +30,6 @@ def write_report(
     workdir: the folder of the run; its config is told when it is there.
     evaluation: of its test split.
     row: of the run, as `results.write` returns it.
-    release: the fields in which the recipe of the authors' release differs
-      from the paper's, and its values.
 
   Returns:
     The path of the file.
@@ -55,7 +51,7 @@ def write_report(
     category=escape(row['category']),
     headline=escape(headline),
     metrics=scores.table(row, evaluation.reasons),
-    comparability=details.comparability(row, config, release=release or {}),
+    comparability=details.comparability(row, config),
     test=sections,
     details=details.run(
       row,

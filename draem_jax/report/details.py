@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from draem_jax import config as config_lib
 from draem_jax import results
+from draem_jax.configs import mvtec
 from draem_jax.detector import Thresholds
 from draem_jax.report import scores
 from draem_jax.report.document import escape
@@ -35,19 +36,23 @@ def paper_recipe() -> dict[str, Any]:
   }
 
 
-def comparability(
-  row: Mapping[str, Any],
-  config: Mapping[str, Any],
-  *,
-  release: Mapping[str, Any],
-) -> str:
+def release_recipe() -> dict[str, Any]:
+  """What the authors' PyTorch release does otherwise, by field."""
+  config = config_lib.default()
+  mvtec.release(config)
+  return {
+    name: value
+    for name, value in config_lib.flatten(config.to_dict()).items()
+    if value != config_lib.FIELDS[name].default
+  }
+
+
+def comparability(row: Mapping[str, Any], config: Mapping[str, Any]) -> str:
   """What the paper's numbers are, and in what this run differs from them.
 
   Args:
     row: of the run, as `results` describes it.
     config: of the run, flat; empty when it is not known.
-    release: the fields in which the authors' PyTorch release differs from the
-      paper, and its values.
 
   Returns:
     HTML, empty for categories that are not in the paper.
@@ -55,9 +60,9 @@ def comparability(
   if not results.published(row['category']):
     return ''
   text = scores.paper_note()
-  recipe = paper_recipe()
+  recipe, release = paper_recipe(), release_recipe()
   differing = _differing(config, recipe)
-  is_release = bool(release) and all(
+  is_release = all(
     differing.get(name) == _plain(value) for name, value in release.items()
   )
   if is_release:

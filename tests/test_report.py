@@ -18,7 +18,7 @@ from splits import make_category, make_report, make_scored
 
 from draem_jax import config, figures, metrics, paper, report
 from draem_jax.configs import mvtec
-from draem_jax.report import charts, details, pictures, scores
+from draem_jax.report import charts, details, numbers, pictures
 
 HOSTILE = 'test/</script><img src=x onerror=alert(1)>&"\'/000.png'
 VOID = {'meta', 'link', 'input', 'img', 'br'}
@@ -386,7 +386,7 @@ def test_histogram_counts_every_image(end):
   [(0.99649, 0.992, '+0.4'), (0.9921, 0.992, '±0.0'), (0.5, 0.992, '−49.2')],
 )
 def test_difference_agrees_with_the_rounded_values(value, published, expected):
-  assert scores.difference(value, published) == expected
+  assert numbers.difference(value, published) == expected
 
 
 def test_comparison_links_to_the_reports_that_are_there(tmp_path):
@@ -398,6 +398,6 @@ def test_comparison_links_to_the_reports_that_are_there(tmp_path):
   links = [value for tag, name, value in page.attributes if name == 'href']
   assert links == ['data:,', 'bottle/report.html']
   average = re.search('<tfoot>(.*?)</tfoot>', text)[1]
-  shown = scores.percent(row['aupro'])
+  shown = numbers.percent(row['aupro'])
   assert f'data-metric="aupro" data-value="{row["aupro"]:.9g}"' in average
   assert f'<b>{shown}</b>' in average and 'theirs' not in average

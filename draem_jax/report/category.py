@@ -12,7 +12,7 @@ from draem_jax import figures
 from draem_jax import workdir as workdir_lib
 from draem_jax.data.images import map_parallel
 from draem_jax.evaluate import Evaluation
-from draem_jax.report import charts, details, document, pictures, scores
+from draem_jax.report import charts, details, document, numbers, pictures
 from draem_jax.report.document import escape
 
 # Images whose pictures are kept; of more, those that are furthest from right.
@@ -50,7 +50,7 @@ def write_report(
     'category.html',
     category=escape(row['category']),
     headline=escape(headline),
-    metrics=scores.table(row, evaluation.reasons),
+    metrics=numbers.table(row, evaluation.reasons),
     comparability=details.comparability(row, config),
     test=sections,
     details=details.run(

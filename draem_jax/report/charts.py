@@ -12,7 +12,7 @@ from jaxtyping import Bool, Shaped
 
 from draem_jax import metrics
 from draem_jax.report.document import escape
-from draem_jax.report.scores import percent
+from draem_jax.report.numbers import percent
 
 _BINS = 40
 _MAX_POINTS = 1000

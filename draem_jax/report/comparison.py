@@ -8,7 +8,7 @@ from typing import Any
 from draem_jax import results
 from draem_jax import workdir as workdir_lib
 from draem_jax.metrics import METRICS
-from draem_jax.report import document, scores
+from draem_jax.report import document, numbers
 from draem_jax.report.document import escape
 
 # What a row says of the detector's threshold, beside the metrics.
@@ -53,10 +53,10 @@ def _headline(
 ) -> str:
   text = f'{count} {"category" if count == 1 else "categories"}'
   if averages['image_auroc'] is not None:
-    ours = scores.percent(averages['image_auroc'])
+    ours = numbers.percent(averages['image_auroc'])
     text += f', image AUROC {ours} on average'
   if 'image_auroc' in paper:
-    text += f' where the paper has {scores.percent(paper["image_auroc"])}'
+    text += f' where the paper has {numbers.percent(paper["image_auroc"])}'
   return f'{text}.'
 
 
@@ -65,7 +65,7 @@ def _choices() -> str:
   return ''.join(
     f'<label><input type="radio" name="metric" value="{escape(key)}"'
     f'{" checked" if number == 0 else ""}>'
-    f'<span>{escape(scores.title(metric))}</span></label>\n'
+    f'<span>{escape(numbers.title(metric))}</span></label>\n'
     for number, (key, metric) in enumerate(METRICS.items())
   )
 
@@ -78,12 +78,12 @@ def _table(
 ) -> str:
   papers = [results.published(row['category']) for row in rows]
   lows = {
-    key: scores.lowest(one.get(key) for one in (*rows, *papers))
+    key: numbers.lowest(one.get(key) for one in (*rows, *papers))
     for key in METRICS
   }
   head = ''.join(
     f'<th scope="col" data-metric="{escape(key)}">'
-    f'<button type="button" class="sort">{escape(scores.title(metric))}'
+    f'<button type="button" class="sort">{escape(numbers.title(metric))}'
     '</button><span class="ends" aria-hidden="true">'
     f'<span>{100 * lows[key]:.0f}</span><span>100</span></span></th>'
     for key, metric in METRICS.items()
@@ -124,39 +124,39 @@ def _cells(
   cells = []
   for key in METRICS:
     value, theirs = ours.get(key), paper.get(key)
-    text = f'<b>{scores.percent(value)}</b>'
+    text = f'<b>{numbers.percent(value)}</b>'
     if theirs is not None:
       text += (
         '<span class="theirs"><span class="hidden">paper</span> '
-        f'{scores.percent(theirs)}</span>'
+        f'{numbers.percent(theirs)}</span>'
       )
     order = '' if value is None else f' data-value="{value:.9g}"'
     cells.append(
       f'<td data-metric="{escape(key)}"{order}><div class="pair">{text}</div>'
-      f'{scores.scale(value, theirs, lows[key])}</td>'
+      f'{numbers.scale(value, theirs, lows[key])}</td>'
     )
   return ''.join(cells)
 
 
 def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
   """What each run was, and what its detector's threshold does."""
-  numbers = [*_RATES.values(), 'Steps', 'Time', 'Images/s']
+  columns = [*_RATES.values(), 'Steps', 'Time', 'Images/s']
   head = '<th scope="col">Category</th>' + ''.join(
-    f'<th scope="col" class="number">{name}</th>' for name in numbers
+    f'<th scope="col" class="number">{name}</th>' for name in columns
   )
   lines = []
   for row in rows:
     seconds, rate = row.get('train_seconds'), row.get('images_per_second')
-    cells = [scores.percent(row.get(key)) for key in _RATES]
+    cells = [numbers.percent(row.get(key)) for key in _RATES]
     cells.append(_or_missing(row.get('steps'), ','))
     cells.append(
-      scores.MISSING if seconds is None else scores.duration(seconds)
+      numbers.MISSING if seconds is None else numbers.duration(seconds)
     )
     cells.append(_or_missing(rate, '.4g'))
     lines.append(
       f'<tr><th scope="row">{escape(row["category"])}</th>'
       + ''.join(f'<td class="number">{cell}</td>' for cell in cells)
-      + f'<td>{escape(row.get("device") or scores.MISSING)}</td></tr>\n'
+      + f'<td>{escape(row.get("device") or numbers.MISSING)}</td></tr>\n'
     )
   return (
     f'<table class="runs">\n<thead><tr>{head}<th scope="col">Device</th></tr>'
@@ -167,13 +167,13 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
 def _note(rows: Sequence[Mapping[str, Any]]) -> str:
   """What the averages are over, and what a missing metric means."""
   text = (
-    f'{scores.paper_note()} Averages are over the categories that have the'
+    f'{numbers.paper_note()} Averages are over the categories that have the'
     ' metric; the paper’s is given where all are among its 15. Whether a run'
     ' followed the paper’s recipe stands in its own report.'
   )
   if any(row.get(key) is None for row in rows for key in METRICS):
     text += (
-      f' {scores.MISSING}: the test split does not define the metric, and the'
+      f' {numbers.MISSING}: the test split does not define the metric, and the'
       ' report of the category says why, or a version without it evaluated the'
       ' run.'
     )
@@ -181,4 +181,4 @@ def _note(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _or_missing(value: float | None, form: str) -> str:
-  return scores.MISSING if value is None else f'{value:{form}}'
+  return numbers.MISSING if value is None else f'{value:{form}}'

@@ -12,7 +12,7 @@ from draem_jax import config as config_lib
 from draem_jax import results
 from draem_jax.configs import mvtec
 from draem_jax.detector import Thresholds
-from draem_jax.report import scores
+from draem_jax.report import numbers
 from draem_jax.report.document import escape
 
 # Fields that shape no weights, but the scores or what is compared with them.
@@ -59,7 +59,7 @@ def comparability(row: Mapping[str, Any], config: Mapping[str, Any]) -> str:
   """
   if not results.published(row['category']):
     return ''
-  text = scores.paper_note()
+  text = numbers.paper_note()
   recipe, release = paper_recipe(), release_recipe()
   differing = _differing(config, recipe)
   is_release = all(
@@ -171,7 +171,7 @@ def run(
   entries = {
     'Test images': _split(defects, labels),
     'Training': _training(row, config),
-    'Device': row.get('device') or scores.MISSING,
+    'Device': row.get('device') or numbers.MISSING,
   }
   if 'threshold_source' in row:
     entries['Threshold'] = f'from {row["threshold_source"]}'
@@ -236,12 +236,12 @@ def _training(row: Mapping[str, Any], config: Mapping[str, Any]) -> str:
   if 'batch_size' in config:
     parts.append(f'batches of {config["batch_size"]}')
   if row.get('train_seconds') is not None:
-    parts.append(scores.duration(row['train_seconds']))
+    parts.append(numbers.duration(row['train_seconds']))
   if row.get('images_per_second') is not None:
     parts.append(f'{row["images_per_second"]:.4g} images a second')
   if 'seed' in config:
     parts.append(f'seed {config["seed"]}')
-  return ', '.join(parts) or scores.MISSING
+  return ', '.join(parts) or numbers.MISSING
 
 
 def _operating_point(row: Mapping[str, Any]) -> str:
@@ -252,5 +252,5 @@ def _operating_point(row: Mapping[str, Any]) -> str:
     'best_f1': 'best possible F1',
   }
   return 'in percent: ' + ', '.join(
-    f'{name} {scores.percent(row.get(key))}' for key, name in names.items()
+    f'{name} {numbers.percent(row.get(key))}' for key, name in names.items()
   )

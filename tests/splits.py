@@ -27,14 +27,14 @@ def make_category(*, count=24, size=32, masks=True):
       f'test/{defect}/{index:03}.png' for index, defect in enumerate(defects)
     ],
     test_defects=defects,
-    labels=np.array([defect != 'good' for defect in defects]),
+    labels=np.array([defect != 'good' for defect in defects], bool),
   )
 
 
 def make_scored(category, *, reconstruction=True):
   """Scores that overlap, so that a threshold has something to decide."""
   rng = np.random.default_rng(0)
-  labels = np.array([kind != 'good' for kind in category.test_defects])
+  labels = category.labels
   score = rng.uniform(0.0, 0.6, len(labels)) + 0.3 * labels
   anomaly_map = rng.uniform(0, 0.3, category.test_images.shape[:3])
   if category.test_masks is not None:

@@ -266,7 +266,7 @@ def test_what_a_split_does_not_define_is_a_dash_with_its_reason(tmp_path, kept):
     category.test_masks = category.test_masks[list(chosen)]
   category.test_files = [category.test_files[index] for index in chosen]
   category.test_defects = [category.test_defects[index] for index in chosen]
-  category.labels = np.array([kind != 'good' for kind in category.test_defects])
+  category.labels = category.labels[list(chosen)]
   path, _ = make_report(tmp_path, category, make_scored(category))
   text, _, data = read(path)
   assert len(data['images']) == len(chosen)

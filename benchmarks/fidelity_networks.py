@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from draem_jax import import_torch, losses, models, score, train, train_step
+from draem_jax import convert, losses, models, score, train, train_step
 from draem_jax.simulator.simulate import Example
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'tests' / 'golden'
-WIDTHS = import_torch.Widths(4, 2)
+WIDTHS = convert.Widths(4, 2)
 NUM_STEPS = 3
 # Of the release.
 RECIPE = train_step.Recipe(
@@ -52,7 +52,7 @@ def load_golden(name: str) -> dict[str, np.ndarray]:
 
 def load_variables() -> dict[str, Any]:
   """The networks of the golden checkpoint, float32."""
-  return import_torch.load_torch_checkpoint(
+  return convert.load_torch_checkpoint(
     GOLDEN / 'DRAEM_golden_part_.pckl',
     GOLDEN / 'DRAEM_golden_part__seg.pckl',
     channel_order='rgb',  # The golden networks ran on the arrays as they are.
@@ -171,7 +171,7 @@ def _array_cases(golden, prefix, params, batch_stats) -> Iterator[Case]:
   variables = {'params': params, 'batch_stats': batch_stats}
   names = {name for name in golden if name.startswith(f'{prefix}/')}
   for network in ('reconstructive', 'discriminative'):
-    for name, array in import_torch.torch_arrays(variables, network).items():
+    for name, array in convert.torch_arrays(variables, network).items():
       full_name = f'{prefix}/{network}/{name}'
       if full_name in names:
         names.remove(full_name)

@@ -168,7 +168,7 @@ class Draem(nn.Module):
   def load(self, variables: Mapping[str, Any]) -> 'Draem':
     """Takes the weights of `draem_jax.models.Draem`, on the host."""
     # Here, for a process that measures PyTorch should not hold JAX, too.
-    from draem_jax.import_torch import torch_arrays
+    from draem_jax.convert import torch_arrays
 
     for name, network in self.named_children():
       arrays = torch_arrays(variables, name)

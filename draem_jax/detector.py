@@ -10,7 +10,6 @@ images come from a prepared data set or from a folder.
 
 import copy
 import dataclasses
-import json
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,29 +25,8 @@ from draem_jax import workdir as workdir_lib
 from draem_jax.data.images import resize_bilinear
 from draem_jax.errors import UserError
 from draem_jax.score import map_and_score
-
-THRESHOLDS_FILE = 'thresholds.json'
-
-
-@dataclasses.dataclass(frozen=True)
-class Thresholds:
-  """Above which score an image, and which map value a pixel, is anomalous.
-
-  Attributes:
-    image: an image is anomalous when its score is greater.
-    pixel: in an anomalous image a pixel is anomalous when its map value is
-      greater.
-    source: the good images they were chosen from, in words.
-    quantile: of the scores of these images, at which `image` stands. One minus
-      it is the false alarm rate aimed at. None if set by hand.
-    pixel_quantile: the same for the map values of their pixels.
-  """
-
-  image: float
-  pixel: float
-  source: str
-  quantile: float | None
-  pixel_quantile: float | None
+from draem_jax.thresholds import FILE as THRESHOLDS_FILE
+from draem_jax.thresholds import Thresholds, read_thresholds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,28 +328,6 @@ def resize_map(
 ) -> Float[np.ndarray, 'h2 w2']:
   """An anomaly map at another height and width, bilinearly."""
   return resize_bilinear(anomaly_map[..., None], size)[..., 0]
-
-
-def write_thresholds(
-  workdir: str | pathlib.Path, thresholds: Thresholds
-) -> None:
-  """Stores thresholds beside the checkpoints of a run."""
-  workdir_lib.write_json(
-    pathlib.Path(workdir) / THRESHOLDS_FILE, dataclasses.asdict(thresholds)
-  )
-
-
-def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
-  """The thresholds of a run, or None if it has not chosen them yet."""
-  path = pathlib.Path(workdir) / THRESHOLDS_FILE
-  if not path.exists():
-    return None
-  try:
-    return Thresholds(**json.loads(path.read_text(encoding='utf-8')))
-  except (ValueError, TypeError) as error:
-    raise UserError(
-      f'{path} is damaged ({error}): run draem_jax.main in this workdir again'
-    ) from error
 
 
 def _as_uint8_batch(images: np.ndarray) -> UInt8[np.ndarray, 'b h w 3']:

@@ -10,7 +10,8 @@ from jaxtyping import Bool
 
 from draem_jax import metrics
 from draem_jax.data.category import Category
-from draem_jax.detector import Detector, Scored, Thresholds
+from draem_jax.detector import Detector, Scored
+from draem_jax.thresholds import Thresholds
 
 _log = logging.getLogger(__name__)
 

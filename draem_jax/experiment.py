@@ -24,8 +24,9 @@ from draem_jax import (
 from draem_jax import workdir as workdir_lib
 from draem_jax.data import demo, layouts, resident, textures
 from draem_jax.data.category import Category, load_category
-from draem_jax.detector import Detector, write_thresholds
+from draem_jax.detector import Detector
 from draem_jax.errors import UserError
+from draem_jax.thresholds import write_thresholds
 
 _log = logging.getLogger(__name__)
 

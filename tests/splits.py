@@ -4,7 +4,8 @@ import numpy as np
 
 from draem_jax import evaluate, report, results
 from draem_jax.data.category import Category
-from draem_jax.detector import Detector, Scored, Thresholds
+from draem_jax.detector import Detector, Scored
+from draem_jax.thresholds import Thresholds
 
 
 def make_category(*, count=24, size=32, masks=True):

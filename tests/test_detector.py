@@ -11,9 +11,11 @@ from untrained import write_workdir
 
 from draem_jax import detector as detector_lib
 from draem_jax import models, score
+from draem_jax import thresholds as thresholds_lib
 from draem_jax.data.images import resize_bilinear
-from draem_jax.detector import Detector, Thresholds
+from draem_jax.detector import Detector
 from draem_jax.errors import UserError
+from draem_jax.thresholds import Thresholds
 
 
 class Redness:
@@ -196,7 +198,7 @@ def test_a_workdir_gives_its_networks(folder):
     found.score, score.image_score(expected, window=5), rtol=0, atol=1e-6
   )
   assert len(set(found.score)) == 3
-  assert detector.thresholds == detector_lib.read_thresholds(folder)
+  assert detector.thresholds == thresholds_lib.read_thresholds(folder)
   assert detector.batch_size == 4
   assert Detector.load(folder, batch_size=2).batch_size == 2
 
@@ -251,12 +253,12 @@ def test_chosen_thresholds_let_good_images_pass():
 
 def test_thresholds_are_stored(tmp_path):
   thresholds = Thresholds(0.1 + 0.2, 0.7, 'here and there', 0.99, None)
-  detector_lib.write_thresholds(tmp_path, thresholds)
-  assert detector_lib.read_thresholds(tmp_path) == thresholds
-  assert detector_lib.read_thresholds(tmp_path / 'none') is None
+  thresholds_lib.write_thresholds(tmp_path, thresholds)
+  assert thresholds_lib.read_thresholds(tmp_path) == thresholds
+  assert thresholds_lib.read_thresholds(tmp_path / 'none') is None
   (tmp_path / 'thresholds.json').write_text('{"image": 0.5}')
   with pytest.raises(UserError, match=r'thresholds.json is damaged'):
-    detector_lib.read_thresholds(tmp_path)
+    thresholds_lib.read_thresholds(tmp_path)
 
 
 def test_what_is_no_workdir_is_named(tmp_path):

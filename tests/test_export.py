@@ -10,7 +10,7 @@ import pytest
 from small import random_images
 from untrained import write_workdir
 
-from draem_jax import import_torch
+from draem_jax import convert
 from draem_jax.detector import Detector
 from draem_jax.export import stablehlo, torch
 
@@ -41,10 +41,10 @@ def assert_equal(found, expected):
   jax.tree.map(np.testing.assert_array_equal, found, dict(expected))
 
 
-@pytest.mark.parametrize('channel_order', import_torch.CHANNEL_ORDERS)
+@pytest.mark.parametrize('channel_order', convert.CHANNEL_ORDERS)
 def test_torch_files_hold_the_same_bits(tmp_path, detector, channel_order):
   torch.write(detector, tmp_path, channel_order=channel_order, category='pens')
-  found = import_torch.load_torch_checkpoint(
+  found = convert.load_torch_checkpoint(
     tmp_path / 'DRAEM_pens_.pckl',
     tmp_path / 'DRAEM_pens__seg.pckl',
     channel_order=channel_order,
@@ -59,7 +59,7 @@ def test_a_published_pair_goes_through_a_workdir_and_back(tmp_path):
   }
   imported = call('import_torch', workdir=tmp_path / 'run', **pair)
   assert imported.returncode == 0, imported.stderr
-  expected = import_torch.load_torch_checkpoint(**pair)
+  expected = convert.load_torch_checkpoint(**pair)
   assert_equal(Detector.load(tmp_path / 'run').variables, expected)
 
   exported = call(
@@ -71,10 +71,10 @@ def test_a_published_pair_goes_through_a_workdir_and_back(tmp_path):
     tmp_path / 'out' / 'DRAEM_model__seg.pckl',
   )
   assert all(str(path) in exported.stdout for path in paths)
-  assert_equal(import_torch.load_torch_checkpoint(*paths), expected)
+  assert_equal(convert.load_torch_checkpoint(*paths), expected)
 
 
-@pytest.mark.parametrize('channel_order', import_torch.CHANNEL_ORDERS)
+@pytest.mark.parametrize('channel_order', convert.CHANNEL_ORDERS)
 def test_stablehlo_is_the_detector(tmp_path, detector, channel_order):
   pytest.importorskip('flatbuffers', reason='JAX saves programs with it')
   lines = stablehlo.write(

@@ -5,7 +5,7 @@ import pytest
 from small import random_images
 from untrained import write_workdir
 
-from draem_jax import import_torch
+from draem_jax import convert
 from draem_jax.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import onnx as export_onnx
@@ -20,7 +20,7 @@ def detector(tmp_path_factory):
   return Detector.load(write_workdir(folder, thresholds=(0.25, 0.0)))
 
 
-@pytest.fixture(scope='module', params=import_torch.CHANNEL_ORDERS)
+@pytest.fixture(scope='module', params=convert.CHANNEL_ORDERS)
 def channel_order(request):
   return request.param
 

@@ -12,8 +12,9 @@ from PIL import Image
 from draem_jax import figures, models, pipeline
 from draem_jax.data import images
 from draem_jax.data.files import find_images
-from draem_jax.detector import Detector, Thresholds
+from draem_jax.detector import Detector
 from draem_jax.predictions import Predictions
+from draem_jax.thresholds import Thresholds
 
 
 class Redness:

@@ -11,7 +11,7 @@ from untrained import random_variables
 
 from benchmarks import cost, fidelity_networks
 from draem_jax import models, score, train_step
-from draem_jax.import_torch import torch_arrays
+from draem_jax.convert import torch_arrays
 from draem_jax.simulator.simulate import Example
 
 torch = pytest.importorskip(

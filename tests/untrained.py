@@ -4,7 +4,8 @@ import jax
 import numpy as np
 from small import small_config
 
-from draem_jax import checkpoint, detector, models, workdir
+from draem_jax import checkpoint, models, workdir
+from draem_jax import thresholds as thresholds_lib
 
 
 def write_workdir(folder, *, seed=0, thresholds=(0.5, 0.5), **overrides):
@@ -16,9 +17,9 @@ def write_workdir(folder, *, seed=0, thresholds=(0.5, 0.5), **overrides):
   checkpointer.close()
   if thresholds is not None:
     image, pixel = thresholds
-    detector.write_thresholds(
+    thresholds_lib.write_thresholds(
       folder,
-      detector.Thresholds(image, pixel, '8 good images', 0.99, 0.9999),
+      thresholds_lib.Thresholds(image, pixel, '8 good images', 0.99, 0.9999),
     )
   return folder
 

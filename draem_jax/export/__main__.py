@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from draem_jax import command, import_torch
+from draem_jax import command, convert
 from draem_jax import workdir as workdir_lib
 from draem_jax.detector import Detector
 from draem_jax.errors import UserError
@@ -56,7 +56,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'channel_order',
     None,
-    import_torch.CHANNEL_ORDERS,
+    convert.CHANNEL_ORDERS,
     'Of the images that what is written shall expect; by default bgr for torch,'
     ' as the release feeds them, and rgb for others.',
   )

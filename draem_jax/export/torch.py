@@ -2,7 +2,7 @@
 
 import pathlib
 
-from draem_jax import import_torch
+from draem_jax import convert
 from draem_jax.detector import Detector
 
 
@@ -23,7 +23,7 @@ def write(
   """
   name = f'DRAEM_{category}_'
   paths = output / f'{name}.pckl', output / f'{name}_seg.pckl'
-  import_torch.save_torch_checkpoint(
+  convert.save_torch_checkpoint(
     detector.variables, *paths, channel_order=channel_order
   )
   return [f'reconstructive: {paths[0]}', f'discriminative: {paths[1]}']

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from draem_jax import import_torch, models, state_dict
+from draem_jax import convert, models, state_dict
 from draem_jax.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -17,9 +17,7 @@ STREAM = GOLDEN / 'torch' / 'DRAEM_golden_part__seg_stream.pckl'
 def load(
   reconstructive=RECONSTRUCTIVE, discriminative=DISCRIMINATIVE, **kwargs
 ):
-  return import_torch.load_torch_checkpoint(
-    reconstructive, discriminative, **kwargs
-  )
+  return convert.load_torch_checkpoint(reconstructive, discriminative, **kwargs)
 
 
 def assert_equal(found, expected):
@@ -28,8 +26,8 @@ def assert_equal(found, expected):
 
 def test_variables_are_those_of_the_model():
   variables = load()
-  assert import_torch.widths(variables) == (4, 2)
-  model = models.Draem(*import_torch.widths(variables))
+  assert convert.widths(variables) == (4, 2)
+  model = models.Draem(*convert.widths(variables))
   shapes = jax.eval_shape(
     lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False),
     jax.random.key(0),
@@ -60,12 +58,12 @@ def test_both_formats_load_alike():
   assert_equal(load(discriminative=STREAM), load())
 
 
-@pytest.mark.parametrize('channel_order', import_torch.CHANNEL_ORDERS)
+@pytest.mark.parametrize('channel_order', convert.CHANNEL_ORDERS)
 def test_the_way_back_is_bit_exact(tmp_path, channel_order):
   paths = tmp_path / 'a.pckl', tmp_path / 'b_seg.pckl'
   variables = load(channel_order=channel_order)
   before = jax.tree.map(np.copy, variables)
-  import_torch.save_torch_checkpoint(
+  convert.save_torch_checkpoint(
     jax.tree.map(jnp.asarray, variables), *paths, channel_order=channel_order
   )
   assert_equal(variables, before)
@@ -85,7 +83,7 @@ def test_the_way_back_is_bit_exact(tmp_path, channel_order):
 def test_pytorch_reads_what_is_saved(tmp_path):
   torch = pytest.importorskip('torch', reason='PyTorch is not installed')
   paths = tmp_path / 'a.pckl', tmp_path / 'b_seg.pckl'
-  import_torch.save_torch_checkpoint(load(), *paths)
+  convert.save_torch_checkpoint(load(), *paths)
   for written, original in zip(
     paths, (RECONSTRUCTIVE, DISCRIMINATIVE), strict=True
   ):

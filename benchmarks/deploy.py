@@ -26,7 +26,7 @@ from draem_jax.export import onnx, stablehlo
 
 DETECTOR = 'draem_jax (`Detector`)'
 STABLEHLO = 'StableHLO, by JAX'
-_PACKAGES = ('jax2onnx', 'onnxruntime', 'openvino')
+_PACKAGES = ('onnx', 'onnxruntime', 'openvino')
 
 
 def load_programs(detector: Detector) -> dict[str, Callable]:

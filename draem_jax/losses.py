@@ -272,11 +272,11 @@ def _gaussian_blur(x: Float[Array, '*b h w c']) -> Float[Array, '*b h w c']:
 
 def _gaussian_matrix(size: int, dtype: DTypeLike) -> Float[Array, 'n n']:
   distance = np.abs(np.arange(size)[:, None] - np.arange(size))
-  weight = _gaussian_window()[np.minimum(distance, _SSIM_RADIUS)]
+  weight = gaussian_window()[np.minimum(distance, _SSIM_RADIUS)]
   return jnp.asarray(np.where(distance <= _SSIM_RADIUS, weight, 0), dtype)
 
 
-def _gaussian_window() -> np.ndarray:
+def gaussian_window() -> np.ndarray:
   """Returns SSIM's window along an axis, from its center `[radius + 1]`.
 
   The release rounds the window and its outer square to float32, and the loss

@@ -1,3 +1,4 @@
+import copy
 import json
 import pathlib
 import subprocess
@@ -12,6 +13,7 @@ from untrained import write_workdir
 
 from draem_jax import convert
 from draem_jax.detector import Detector
+from draem_jax.errors import UserError
 from draem_jax.export import stablehlo, torch
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -50,6 +52,15 @@ def test_torch_files_hold_the_same_bits(tmp_path, detector, channel_order):
     channel_order=channel_order,
   )
   assert_equal(found, detector.variables)
+
+
+def test_torch_wants_both_networks(tmp_path, detector):
+  alone = copy.copy(detector)
+  params = detector.variables['params']
+  alone.variables = {'params': {'reconstructive': params['reconstructive']}}
+  with pytest.raises(UserError, match='needs a discriminative network'):
+    torch.write(alone, tmp_path / 'out', channel_order='bgr', category='pens')
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_published_pair_goes_through_a_workdir_and_back(tmp_path):

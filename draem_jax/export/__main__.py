@@ -37,7 +37,6 @@ def main(argv: list[str]) -> None:
   category = workdir_lib.read_config(workdir).get('category', 'model')
   if output.exists() and not output.is_dir():
     raise UserError(f'--output={output} is a file: name a folder')
-  output.mkdir(parents=True, exist_ok=True)
   write, channel_order = FORMATS[given.format]
   for line in write(
     detector,

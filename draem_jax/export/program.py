@@ -25,19 +25,17 @@ Program = Callable[[UInt8[Array, 'b h w 3']], tuple[Array, Array]]
 
 
 def make_program(
-  networks: Callable[[Float[Array, 'b s s 3']], Float[Array, 'b s s 2']],
+  find_map: Callable[[Float[Array, 'b s s 3']], Float[Array, 'b s s']],
   detector: Detector,
   *,
   channel_order: str,
-  image_score: Callable[..., Float[Array, 'b']] = score_lib.image_score,
 ) -> Program:
   """Puts preprocessing, networks, map and score in a row.
 
   Args:
-    networks: from prepared images in [0, 1] to logits.
+    find_map: the networks and the map, from prepared images in [0, 1].
     detector: which else the program shall do as.
     channel_order: of the images that the program shall expect.
-    image_score: `score_lib.image_score` or the same in other operations.
 
   Returns:
     A function of images, uint8 [b h w 3], that returns the anomaly map
@@ -51,8 +49,8 @@ def make_program(
     if channel_order == 'bgr':
       images = jnp.take(images, np.array([2, 1, 0]), axis=3)
     prepared = jnp.floor(resize(images, (size, size)) + 0.5)
-    anomaly_map = score_lib.anomaly_map(networks(prepared / 255))
-    score = image_score(anomaly_map, window=window)
+    anomaly_map = find_map(prepared / 255)
+    score = score_lib.image_score(anomaly_map, window=window)
     return resize(anomaly_map, (height, width)), score
 
   return predict

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.export
 
-from draem_jax import workdir
+from draem_jax import models, workdir
 from draem_jax.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import program
@@ -37,7 +37,7 @@ def write(
     serialized = exported.serialize()
   except ImportError as error:
     raise UserError(
-      '--format=stablehlo needs flatbuffers: pip install flatbuffers'
+      "--format=stablehlo needs flatbuffers: pip install 'draem_jax[export]'"
     ) from error
   difference = program.largest_difference(
     detector,
@@ -64,11 +64,12 @@ def write(
 def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
   """The program, for any number of images of any size."""
 
-  def networks(images):
-    return detector.model.apply(detector.folded, images, train=False).logits
+  def find_map(images):
+    output = detector.model.apply(detector.folded, images, train=False)
+    return models.anomaly_map(output.logits)
 
   predict = program.make_program(
-    networks, detector, channel_order=channel_order
+    find_map, detector, channel_order=channel_order
   )
   return jax.export.export(jax.jit(predict), platforms=_PLATFORMS)(
     program.symbolic_images()

@@ -4,6 +4,7 @@ import pathlib
 
 from draem_jax import convert
 from draem_jax.detector import Detector
+from draem_jax.errors import UserError
 
 
 def write(
@@ -20,7 +21,17 @@ def write(
 
   Returns:
     Lines that say what was written.
+
+  Raises:
+    UserError: if the detector has not both networks of the release.
   """
+  for network in ('reconstructive', 'discriminative'):
+    if network not in detector.variables['params']:
+      raise UserError(
+        f'--format=torch needs a {network} network, which the run has not: take'
+        ' --format=onnx'
+      )
+  output.mkdir(parents=True, exist_ok=True)
   name = f'DRAEM_{category}_'
   paths = output / f'{name}.pckl', output / f'{name}_seg.pckl'
   convert.save_torch_checkpoint(

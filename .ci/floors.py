@@ -17,6 +17,7 @@ import configparser
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import tempfile
 import venv
@@ -62,7 +63,8 @@ def run(*command: str | pathlib.Path, **environment: str) -> None:
   )
   if found.returncode:
     print(found.stdout)
-    raise SystemExit(f'floors of setup.cfg: failed: {command}')
+    line = shlex.join(map(str, command))
+    raise SystemExit(f'floors of setup.cfg fail: {line}')
 
 
 def main() -> None:

@@ -38,7 +38,8 @@ def msgms_map(
   output: Output, image: Float[Array, 'b h w 3']
 ) -> Float[Array, 'b h w']:
   """The MSGMS distance of image and reconstruction (table 3)."""
-  return losses.msgms_distance(output.reconstruction, image)
+  distance = losses.msgms_distance(output.reconstruction, image)
+  return jnp.clip(distance, 0, 1)  # Where it is 0, rounding may go below.
 
 
 class Map(NamedTuple):

@@ -9,7 +9,8 @@ from onnx import TensorProto
 from small import random_images
 from untrained import random_variables, write_workdir
 
-from draem_jax import convert, folding, losses, models, score
+from draem_jax import convert, folding, models
+from draem_jax import score as score_lib
 from draem_jax.data.images import resize_bilinear
 from draem_jax.detector import Detector
 from draem_jax.errors import UserError
@@ -195,43 +196,12 @@ def test_networks_compute_the_same(runtime, name):
     np.testing.assert_allclose(x, y, 0, 1e-5 * np.abs(y).max())
 
 
-def softmax_map(reconstruction, logits, image):
-  return jax.nn.softmax(logits)[..., 1]
-
-
-def ssim_map(reconstruction, logits, image):
-  similarity = losses.ssim(reconstruction, image, data_range=1)
-  return jnp.clip(1 - similarity.mean(-1), 0, 1)
-
-
-def msgms_map(reconstruction, logits, image):
-  """Bergmann et al.'s four scales, in float64."""
-  x, y = (np.float64(each).mean(-1) for each in (reconstruction, image))
-  shape, similarities = x.shape, []
-  for _ in range(4):
-    a, b = gradient_magnitude(x), gradient_magnitude(y)
-    similarity = (2 * a * b + 0.0026) / (a**2 + b**2 + 0.0026)
-    similarities.append(jax.image.resize(similarity, shape, 'linear'))
-    x, y = halved(x), halved(y)
-  return 1 - np.mean(similarities, axis=0)
-
-
-def gradient_magnitude(x):
-  x = np.pad(x, ((0, 0), (1, 1), (1, 1)))
-  across = x[:, :, 2:] - x[:, :, :-2]
-  down = x[:, 2:] - x[:, :-2]
-  gx = (across[:, :-2] + across[:, 1:-1] + across[:, 2:]) / 3
-  gy = (down[:, :, :-2] + down[:, :, 1:-1] + down[:, :, 2:]) / 3
-  return np.hypot(gx, gy)
-
-
-def halved(x):
-  return (
-    x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]
-  ) / 4
-
-
-REFERENCES = {'softmax': softmax_map, 'ssim': ssim_map, 'msgms': msgms_map}
+def expected_map(name, *arrays):
+  """Of reconstruction, logits and image, in float64."""
+  with jax.enable_x64(True):
+    *output, image = (jnp.asarray(array, jnp.float64) for array in arrays)
+    found = score_lib.MAPS[name].compute(models.Output(*output), image)
+    return np.asarray(found)
 
 
 @pytest.mark.parametrize('runtime', export_onnx.RUNTIMES)
@@ -242,7 +212,7 @@ def test_maps_are_the_same(runtime, name):
   noise = rng.normal(0, 0.1, image.shape).astype(np.float32)
   reconstruction = image + noise * jnp.arange(3)[:, None, None, None]
   logits = rng.normal(0, 3, (*image.shape[:3], 2)).astype(np.float32)
-  expected = REFERENCES[name](reconstruction, logits, image)
+  expected = expected_map(name, reconstruction, logits, image)
   graph = onnx_graph.Graph()
   output = onnx_graph.Output('reconstruction', 'logits')
   found = onnx_graph.MAPS[name](graph, output, 'image')
@@ -273,7 +243,9 @@ def test_scores_are_the_same(runtime, window):
     rank=1,
   )
   (found,) = run(map=anomaly_map)
-  expected = models.image_score(jnp.asarray(anomaly_map[:, 0]), window=window)
+  expected = score_lib.image_score(
+    jnp.asarray(anomaly_map[:, 0]), window=window
+  )
   np.testing.assert_allclose(found, expected, 0, 1e-6)
 
 
@@ -303,7 +275,7 @@ def test_variants_go_from_images_to_maps_and_scores(
   output = apply_draem(params, image)
   if networks == 'discriminative':
     first['kernel'] = first['kernel'][:, :, 3:]
-  small = np.asarray(REFERENCES[score_map](*output, image), np.float32)
+  small = expected_map(score_map, *output, image)
   model = onnx_graph.make_model(
     {k: v for k, v in params.items() if networks in ('draem', k)},
     model_name=networks,
@@ -315,7 +287,7 @@ def test_variants_go_from_images_to_maps_and_scores(
   run = export_onnx.RUNTIMES[runtime](model.SerializeToString())
   anomaly_map, score = run(images)
   np.testing.assert_allclose(anomaly_map, small, 0, 1e-4)
-  expected = models.image_score(jnp.asarray(small), window=5)
+  expected = score_lib.image_score(jnp.asarray(small), window=5)
   np.testing.assert_allclose(score, expected, 0, 1e-4)
   assert np.ptp(anomaly_map) > 0.1
 

@@ -72,7 +72,7 @@ def serialize(
   from draem_jax.export import onnx_graph
 
   model_name = type(detector.model).__name__.lower()
-  score_map = getattr(detector, 'score_map', 'softmax')
+  score_map = detector.score_map
   for what, name, table in (
     ('networks', model_name, onnx_graph.NETWORKS),
     ('anomaly map', score_map, onnx_graph.MAPS),

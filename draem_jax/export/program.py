@@ -105,6 +105,7 @@ def describe(
     'category': category,
     'channel_order': channel_order,
     'image_size': detector.image_size,
+    'score_map': detector.score_map,
     'score_window': detector.score_window,
     'image_threshold': thresholds and thresholds.image,
     'pixel_threshold': thresholds and thresholds.pixel,

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.export
 
-from draem_jax import models, workdir
+from draem_jax import score, workdir
 from draem_jax.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import program
@@ -66,7 +66,7 @@ def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
 
   def find_map(images):
     output = detector.model.apply(detector.folded, images, train=False)
-    return models.anomaly_map(output.logits)
+    return score.MAPS[detector.score_map].compute(output, images)
 
   predict = program.make_program(
     find_map, detector, channel_order=channel_order

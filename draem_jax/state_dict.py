@@ -10,7 +10,7 @@ import os
 import struct
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -47,7 +47,6 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
   try:
     with open(path, 'rb') as file:
       start = file.read(len(_ZIP_SIGNATURE))
-      file.seek(0)
       if start == _ZIP_SIGNATURE:
         return _read_zip(file)
       if not start:
@@ -60,6 +59,18 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     ) from error
   except BadFile as error:
     raise UserError(f'{path}: {error}') from error
+  except (
+    # What zipfile and numpy raise at damaged headers and wild shapes.
+    zipfile.BadZipFile,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+  ) as error:
+    raise UserError(
+      f'{path}: is damaged or truncated: {short(str(error))}'
+    ) from error
 
 
 def write_state_dict(
@@ -106,42 +117,33 @@ def _add_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
 
 
 def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
-  try:
-    archive = zipfile.ZipFile(file)
-    members = {info.filename: info for info in archive.infolist()}
-    programs = [n for n in members if n.split('/')[1:] == ['data.pkl']]
-    if len(programs) != 1:
-      raise BadFile('is a zip archive, but not of a PyTorch state dict')
-    root = programs[0].removesuffix('data.pkl')
-    if f'{root}constants.pkl' in members:
-      raise BadFile('is a TorchScript archive; expected a state dict')
+  archive = zipfile.ZipFile(file)
+  members = {info.filename: info for info in archive.infolist()}
+  programs = [n for n in members if n.split('/')[1:] == ['data.pkl']]
+  if len(programs) != 1:
+    raise BadFile('is a zip archive, but not of a PyTorch state dict')
+  root = programs[0].removesuffix('data.pkl')
+  if f'{root}constants.pkl' in members:
+    raise BadFile('is a TorchScript archive; expected a state dict')
+  for name, info in members.items():
+    # Stored and side by side, members cannot unfold to more than the file.
+    if info.compress_type != zipfile.ZIP_STORED:
+      raise BadFile(f'has a compressed member {short(name)}; PyTorch has none')
+  size = os.fstat(file.fileno()).st_size
+  if sum(info.file_size for info in members.values()) > size:
+    raise BadFile('is damaged: its members overlap')
 
-    def read(name: str) -> bytes:
-      if root + name not in members:
-        raise BadFile(f'is damaged: it lacks its member {short(name)}')
-      # Stored, a member cannot unfold to more than the file holds.
-      if members[root + name].compress_type != zipfile.ZIP_STORED:
-        raise BadFile(
-          f'has a compressed member {short(name)}; PyTorch has none'
-        )
-      return archive.read(root + name)
+  def read(name: str) -> bytes:
+    if root + name not in members:
+      raise BadFile(f'is damaged: it lacks its member {short(name)}')
+    return archive.read(root + name)
 
-    big = f'{root}byteorder' in members and read('byteorder') == b'big'
-    order = 'big' if big else 'little'
-    contents = torch_pickle.load(io.BytesIO(read('data.pkl')), {})
-    return _arrays(
-      contents, lambda s: _numbers(s, read(f'data/{s.key}'), order)
-    )
-  except (
-    # What zipfile raises at damaged headers.
-    zipfile.BadZipFile,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    struct.error,
-  ) as error:
-    raise BadFile(f'is damaged or truncated: {short(str(error))}') from error
+  big = f'{root}byteorder' in members and read('byteorder') == b'big'
+  order = 'big' if big else 'little'
+  tensors = _tensors(torch_pickle.load(io.BytesIO(read('data.pkl')), {}))
+  storages = {tensor.storage for tensor in tensors.values()}
+  numbers = {s: _numbers(s, read(f'data/{s.key}'), order) for s in storages}
+  return _views(tensors, numbers)
 
 
 def _read_stream(file: mmap.mmap) -> dict[str, np.ndarray]:
@@ -162,26 +164,18 @@ def _read_stream(file: mmap.mmap) -> dict[str, np.ndarray]:
   if not isinstance(keys, list):
     raise BadFile(f'is damaged: {short(keys)} is no list of storages')
   order = 'big' if system.get('little_endian') is False else 'little'
+  tensors = _tensors(contents)
 
-  positions = {}
+  numbers = {}
   for key in keys:
+    # A key that is no string could be nested too deep to be looked up.
+    storage = storages.get(key) if isinstance(key, str) else None
     size = int.from_bytes(file.read(8), order)
-    if key not in storages or storages[key].size != size:
+    if storage is None or storage.size != size:
       raise BadFile(f'is damaged or truncated at storage {short(key)}')
-    positions[key] = file.tell()
-    bytes_size = size * storages[key].dtype.itemsize
-    if positions[key] + bytes_size > len(file):
-      raise BadFile(f'is truncated in storage {short(key)}')
-    file.seek(bytes_size, os.SEEK_CUR)
-
-  def load(storage: Storage) -> np.ndarray:
-    if storage.key not in positions:
-      raise BadFile(f'is damaged: it lacks storage {short(storage.key)}')
-    file.seek(positions[storage.key])
-    data = file.read(storage.size * storage.dtype.itemsize)
-    return _numbers(storage, data, order)
-
-  return _arrays(contents, load)
+    data = file.read(size * storage.dtype.itemsize)
+    numbers[storage] = _numbers(storage, data, order)
+  return _views(tensors, numbers)
 
 
 def _numbers(storage: Storage, data: bytes, order: str) -> np.ndarray:
@@ -196,10 +190,8 @@ def _numbers(storage: Storage, data: bytes, order: str) -> np.ndarray:
   return words.view(storage.dtype)
 
 
-def _arrays(
-  contents: Any, load: Callable[[Storage], np.ndarray]
-) -> dict[str, np.ndarray]:
-  """Returns the arrays of a state dict; `load` finds a storage's numbers."""
+def _tensors(contents: Any) -> dict[str, Tensor]:
+  """Returns the state dict that a file consists of or has among others."""
   for wrapper in _WRAPPERS:
     if isinstance(contents, dict) and isinstance(contents.get(wrapper), dict):
       contents = contents[wrapper]
@@ -210,22 +202,28 @@ def _arrays(
       raise BadFile(
         f'is no state dict: {short(name)} is {short(value)}, not an array'
       )
-  if all(name.startswith(_DATA_PARALLEL) for name in contents):
-    contents = {
-      name.removeprefix(_DATA_PARALLEL): tensor
-      for name, tensor in contents.items()
-    }
-  storages = {tensor.storage for tensor in contents.values()}
-  numbers = {storage: load(storage) for storage in storages}
+  if not all(name.startswith(_DATA_PARALLEL) for name in contents):
+    return contents
   return {
-    name: _view(numbers[tensor.storage], tensor)
+    name.removeprefix(_DATA_PARALLEL): tensor
     for name, tensor in contents.items()
   }
 
 
-def _view(numbers: np.ndarray, tensor: Tensor) -> np.ndarray:
-  # Within bounds: `torch_pickle` has compared shape and storage.
-  strides = [stride * numbers.itemsize for stride in tensor.strides]
-  return np.lib.stride_tricks.as_strided(
-    numbers[tensor.offset :], tensor.shape, strides, writeable=False
-  )
+def _views(
+  tensors: dict[str, Tensor], numbers: dict[Storage, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Returns the arrays that tensors are of their storages' numbers."""
+  arrays = {}
+  for name, tensor in tensors.items():
+    if tensor.storage not in numbers:
+      raise BadFile(f'is damaged: it lacks storage {short(tensor.storage.key)}')
+    base = numbers[tensor.storage]
+    # Within bounds: `torch_pickle` has compared shape and storage.
+    arrays[name] = np.lib.stride_tricks.as_strided(
+      base[tensor.offset :],
+      tensor.shape,
+      [stride * base.itemsize for stride in tensor.strides],
+      writeable=False,
+    )
+  return arrays

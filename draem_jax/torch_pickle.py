@@ -1,8 +1,8 @@
 """The pickles inside PyTorch's files, read without executing anything.
 
-A pickle is a program. Here a small interpreter runs the few instructions that a
-state dict consists of, and resolves no name: what else a file may ask for is
-refused. The way back writes the program of a state dict.
+A pickle is a program. The standard library runs it here, without the
+instructions that no state dict consists of, and names stand for what this
+module says, not for what Python would import.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import math
 import pickle
 import pickletools
 import struct
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -29,6 +30,8 @@ DTYPES = {
   'ByteStorage': np.dtype(np.uint8),
   'BoolStorage': np.dtype(np.bool_),
 }
+_STORAGE_CLASSES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_AXES = 32
 
 
 class BadFile(Exception):
@@ -54,60 +57,14 @@ class Tensor:
   strides: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Global:
-  """A name that a pickle refers to; it stays a name."""
-
-  module: str
-  name: str
-
-  def __str__(self):
-    return f'{self.module}.{self.name}'
-
-
-_FUNCTIONS = frozenset(
-  {
-    'collections.OrderedDict',
-    'torch._utils._rebuild_parameter',
-    'torch._utils._rebuild_tensor',
-    'torch._utils._rebuild_tensor_v2',
-  }
-)
-_STORAGE_CLASSES = frozenset(f'torch.{name}' for name in DTYPES)
-_LITERALS = frozenset(
-  {
-    'INT',
-    'BININT',
-    'BININT1',
-    'BININT2',
-    'LONG',
-    'LONG1',
-    'LONG4',
-    'FLOAT',
-    'BINFLOAT',
-    'STRING',
-    'BINSTRING',
-    'SHORT_BINSTRING',
-    'UNICODE',
-    'SHORT_BINUNICODE',
-    'BINUNICODE',
-    'BINUNICODE8',
-  }
-)
-_CONSTANTS = {
-  'NONE': None,
-  'NEWTRUE': True,
-  'NEWFALSE': False,
-  'EMPTY_TUPLE': (),
-}
-
-
 def load(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
-  """Interprets one pickle.
+  """Runs one pickle.
 
   Args:
-    stream: Read up to the end of the pickle.
-    storages: The blocks of numbers that the pickle refers to are added here.
+    stream: file that is read up to the end of the pickle; its `read` returns
+      what is left where more is asked for, and allocates no more.
+    storages: place where the blocks of numbers that the pickle refers to are
+      added.
 
   Returns:
     What the pickle builds: dicts, lists, tuples, `Tensor`s and plain values.
@@ -116,7 +73,7 @@ def load(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
     BadFile: The pickle is damaged or asks for something else.
   """
   try:
-    return _interpret(stream, storages)
+    return _Unpickler(stream, storages).load()
   except (
     # What instructions raise that a damaged file applies to the wrong things.
     ArithmeticError,
@@ -125,6 +82,7 @@ def load(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
     LookupError,
     TypeError,
     ValueError,
+    pickle.UnpicklingError,
     struct.error,
   ) as error:
     raise BadFile(f'is damaged or truncated: {short(str(error))}') from error
@@ -135,158 +93,28 @@ def short(value: Any) -> str:
   # A dict or list may contain itself, or unfold to more than memory holds.
   if not isinstance(value, str | float | bool | None):
     return f'{type(value).__name__}'
-  text = ascii(value)
+  text = ascii(value[:80] if isinstance(value, str) else value)
   return text if len(text) <= 80 else f'{text[:77]}...'
 
 
-def _interpret(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
-  stack, marks, memo = [], [], {}
-
-  def pop_to_mark() -> list:
-    start = marks.pop()
-    items = stack[start:]
-    del stack[start:]
-    return items
-
-  for opcode, arg, _ in pickletools.genops(stream):
-    match opcode.name:
-      case 'PROTO' | 'FRAME':
-        pass
-      case 'STOP':
-        return stack.pop()
-      case 'MARK':
-        marks.append(len(stack))
-      case 'POP':
-        stack.pop()
-      case name if name in _LITERALS:
-        stack.append(arg)
-      case name if name in _CONSTANTS:
-        stack.append(_CONSTANTS[name])
-      case 'EMPTY_DICT':
-        stack.append({})
-      case 'EMPTY_LIST':
-        stack.append([])
-      case 'DICT':
-        stack.append(_set_items({}, pop_to_mark()))
-      case 'LIST':
-        stack.append(pop_to_mark())
-      case 'TUPLE':
-        stack.append(tuple(pop_to_mark()))
-      case 'TUPLE1':
-        stack.append((stack.pop(),))
-      case 'TUPLE2' | 'TUPLE3':
-        count = int(opcode.name[-1])
-        stack[-count:] = [tuple(stack[-count:])]
-      case 'SETITEM':
-        value, key = stack.pop(), stack.pop()
-        _set_items(stack[-1], [key, value])
-      case 'SETITEMS':
-        items = pop_to_mark()
-        _set_items(stack[-1], items)
-      case 'APPEND':
-        item = stack.pop()
-        _extend(stack[-1], [item])
-      case 'APPENDS':
-        items = pop_to_mark()
-        _extend(stack[-1], items)
-      case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
-        memo[arg] = stack[-1]
-      case 'MEMOIZE':
-        memo[len(memo)] = stack[-1]
-      case 'GET' | 'BINGET' | 'LONG_BINGET':
-        stack.append(memo[arg])
-      case 'GLOBAL':
-        stack.append(_reference(*arg.split(' ')))
-      case 'STACK_GLOBAL':
-        name, module = stack.pop(), stack.pop()
-        stack.append(_reference(module, name))
-      case 'BINPERSID':
-        storage = _storage(stack.pop())
-        if storages.setdefault(storage.key, storage) != storage:
-          raise BadFile(
-            f'is damaged: storage {short(storage.key)} is ambiguous'
-          )
-        stack.append(storage)
-      case 'REDUCE':
-        args, function = stack.pop(), stack.pop()
-        stack.append(_call(function, args))
-      case 'BUILD':
-        stack.pop()  # PyTorch notes versions of modules as a dict's attribute.
-        if not isinstance(stack[-1], dict):
-          raise BadFile(f'sets attributes of {short(stack[-1])}')
-      case name:
-        raise BadFile(f'uses the pickle instruction {name}; no state dict does')
-  raise EOFError('the pickle has no end')
+def _ordered_dict() -> dict:
+  return {}
 
 
-def _reference(module: Any, name: Any) -> _Global:
-  if not isinstance(module, str) or not isinstance(name, str):
-    raise BadFile('is damaged: it refers to what is no name')
-  reference = _Global(module, name)
-  if str(reference) not in _FUNCTIONS | _STORAGE_CLASSES:
-    raise BadFile(
-      f'refers to {short(str(reference))}; expected a state dict, which holds '
-      'arrays only: `torch.save(model.state_dict(), ...)`'
-    )
-  return reference
-
-
-def _call(function: Any, args: Any) -> Any:
-  """Does what a call of one of the functions of a state dict would do."""
-  if not isinstance(function, _Global):
-    raise BadFile(f'calls {short(function)}')
-  match str(function):
-    case 'collections.OrderedDict':
-      if args != ():
-        raise BadFile('fills an OrderedDict in an unexpected way')
-      return {}
-    case 'torch._utils._rebuild_tensor' | 'torch._utils._rebuild_tensor_v2':
-      return _tensor(*args[:4])
-    case 'torch._utils._rebuild_parameter':
-      if not isinstance(args[0], Tensor):
-        raise BadFile(f'makes a parameter of {short(args[0])}')
-      return args[0]
-  raise BadFile(f'calls {function}, which is no function')
-
-
-def _set_items(target: Any, items: list) -> dict:
-  if not isinstance(target, dict) or len(items) % 2:
-    raise BadFile('is damaged: it sets items of what is no dict')
-  for key, value in zip(items[::2], items[1::2], strict=True):
-    # Other keys would run their own comparison, deeply nested ones for long.
-    if not isinstance(key, str | int):
-      raise BadFile(f'has the key {short(key)}; expected a name')
-    target[key] = value
-  return target
-
-
-def _extend(target: Any, items: list) -> None:
-  if not isinstance(target, list):
-    raise BadFile('is damaged: it appends to what is no list')
-  target.extend(items)
-
-
-def _storage(identity: Any) -> Storage:
-  """Reads ('storage', class, key, device, size[, part of another storage])."""
-  kind, storage_class, key, _, size, *view = identity
-  if kind != 'storage' or not isinstance(storage_class, _Global):
-    raise BadFile(f'refers to {short(kind)}; expected a storage')
-  if view not in ([], [None]):
-    raise BadFile('has storages that overlap; save it anew with PyTorch >= 1.6')
-  if str(storage_class) not in _STORAGE_CLASSES:
-    raise BadFile(f'has numbers of the unknown type {storage_class}')
-  if not isinstance(key, str) or not _are_sizes((size,)):
-    raise BadFile(f'is damaged: storage {short(key)} has a bad size')
-  return Storage(key, DTYPES[storage_class.name], size)
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
+def _tensor(
+  storage: Any,
+  offset: Any,
+  shape: Any,
+  strides: Any,
+  _requires_grad: Any = None,
+  _backward_hooks: Any = None,
+  _metadata: Any = None,
+) -> Tensor:
   if not isinstance(storage, Storage):
-    raise BadFile(f'makes an array of {short(storage)}')
-  sizes_valid = (
-    _are_sizes((offset,)) and _are_sizes(shape) and _are_sizes(strides)
-  )
-  if not sizes_valid or len(shape) != len(strides) or len(shape) > 32:
+    raise BadFile(f'makes an array of {short(storage)}; expected a storage')
+  if not all(map(_are_sizes, ((offset,), shape, strides))) or (
+    len(shape) != len(strides)
+  ):
     raise BadFile('is damaged: an array has a bad shape or stride')
   steps = zip(shape, strides, strict=True)
   last = offset + sum((n - 1) * stride for n, stride in steps)
@@ -301,60 +129,162 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
   return Tensor(storage, offset, shape, strides)
 
 
+def _parameter(
+  data: Any, _requires_grad: Any = None, _backward_hooks: Any = None
+) -> Tensor:
+  if not isinstance(data, Tensor):
+    raise BadFile(f'makes a parameter of {short(data)}; expected an array')
+  return data
+
+
 def _are_sizes(values: Any) -> bool:
-  return isinstance(values, tuple) and all(
-    type(value) is int and 0 <= value < 2**62 for value in values
+  return (
+    isinstance(values, tuple)
+    and len(values) <= _MAX_AXES
+    and all(type(value) is int and 0 <= value < 2**62 for value in values)
   )
+
+
+# All that a file can name. What it can call are functions of this module that
+# trust no argument.
+_NAMES = {
+  'collections.OrderedDict': _ordered_dict,
+  'torch._utils._rebuild_parameter': _parameter,
+  'torch._utils._rebuild_tensor': _tensor,
+  'torch._utils._rebuild_tensor_v2': _tensor,
+  **{f'torch.{name}': dtype for name, dtype in DTYPES.items()},
+}
+
+# The instructions that are run as the standard library has them. Others would
+# make objects of classes or of bytes, hash what may be nested without end, or
+# take what an earlier pickle left behind.
+_INSTRUCTIONS = """
+  PROTO FRAME MARK STOP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG
+  LONG1 BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE
+  EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT
+  BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE
+  BINPERSID
+"""
+
+
+class _Instructions(dict):
+  """Functions by code."""
+
+  def __missing__(self, code):
+    known = pickletools.code2op.get(chr(code))
+    name = known.name if known else f'{code:#04x}'
+    raise BadFile(f'uses the pickle instruction {name}; no state dict does')
+
+
+# The standard library's one in Python. That in C has no table of instructions
+# to choose from: a key of deeply nested tuples overflows its stack, and a high
+# place in its memo takes the memory of all places below.
+class _Unpickler(pickle._Unpickler):
+  """Makes what a state dict consists of, and nothing else."""
+
+  def __init__(self, stream: BinaryIO, storages: dict[str, Storage]):
+    super().__init__(stream, encoding='latin-1')  # Python 2 wrote bytes.
+    self._storages = storages
+
+  def find_class(self, module: str, name: str) -> Any:
+    full_name = f'{module}.{name}'
+    if full_name not in _NAMES:
+      raise BadFile(
+        f'refers to {short(full_name)}; expected a state dict, which holds '
+        'arrays only: `torch.save(model.state_dict(), ...)`'
+      )
+    return _NAMES[full_name]
+
+  def persistent_load(self, pid: Any) -> Storage:
+    """Reads ('storage', class, key, device, size[, part of another])."""
+    kind, dtype, key, _, size, *view = pid
+    if kind != 'storage':
+      raise BadFile(f'refers to {short(kind)}; expected a storage')
+    if view not in ([], [None]):
+      raise BadFile(
+        'has storages that overlap; save it anew with PyTorch >= 1.6'
+      )
+    if not isinstance(dtype, np.dtype):
+      raise BadFile(f'has numbers of type {short(dtype)}; expected a class')
+    if not isinstance(key, str) or not _are_sizes((size,)):
+      raise BadFile(f'is damaged: storage {short(key)} has a bad size')
+    storage = Storage(key, dtype, size)
+    if self._storages.setdefault(key, storage) != storage:
+      raise BadFile(f'is damaged: storage {short(key)} is ambiguous')
+    return storage
+
+  def load_setitem(self):
+    value, key = self.stack.pop(), self.stack.pop()
+    self._set_items([key, value])
+
+  def load_setitems(self):
+    self._set_items(self.pop_mark())
+
+  def _set_items(self, items: list) -> None:
+    target = self.stack[-1]
+    if not isinstance(target, dict) or len(items) % 2:
+      raise BadFile('is damaged: it sets items of what is no dict')
+    for key, value in zip(items[::2], items[1::2], strict=True):
+      # Nested tuples would be hashed for long, and integers without bound can
+      # all have the same hash.
+      small = type(key) is int and 0 <= key < 2**31
+      if not small and not isinstance(key, str):
+        raise BadFile(f'has the key {short(key)}; expected a name')
+      target[key] = value
+
+  def load_build(self):
+    self.stack.pop()  # PyTorch notes versions of modules as a dict's attribute.
+    if not isinstance(self.stack[-1], dict):
+      raise BadFile(f'sets attributes of {short(self.stack[-1])}')
+
+  dispatch = _Instructions(
+    (code, pickle._Unpickler.dispatch[code])
+    for code in (getattr(pickle, name)[0] for name in _INSTRUCTIONS.split())
+  )
+  dispatch[pickle.SETITEM[0]] = load_setitem
+  dispatch[pickle.SETITEMS[0]] = load_setitems
+  dispatch[pickle.BUILD[0]] = load_build
 
 
 def dump(arrays: Mapping[str, np.ndarray]) -> bytes:
   """Returns the pickle of a state dict, in the way `torch.save` writes it.
 
   Args:
-    arrays: By name, each contiguous. The numbers of the i-th belong into the
+    arrays: contiguous arrays by name; the numbers of the i-th belong into the
       storage with the key `str(i)`.
 
   Raises:
     ValueError: PyTorch has no such dtype.
   """
-  classes = {dtype: name for name, dtype in DTYPES.items()}
-  out = io.BytesIO()
-  out.write(pickle.PROTO + b'\x02' + _ORDERED_DICT + pickle.MARK)
+  tensors = OrderedDict()
   for i, (name, array) in enumerate(arrays.items()):
-    if array.dtype not in classes:
+    if array.dtype not in _STORAGE_CLASSES:
       raise ValueError(f'{name}: PyTorch has no {array.dtype}')
+    storage = Storage(str(i), array.dtype, array.size)
     strides = tuple(stride // array.itemsize for stride in array.strides)
-    out.write(_unicode(name))
-    out.write(_global('torch._utils', '_rebuild_tensor_v2') + pickle.MARK)
-    out.write(pickle.MARK + _unicode('storage'))
-    out.write(_global('torch', classes[array.dtype]) + _unicode(str(i)))
-    out.write(_unicode('cpu') + _integer(array.size))
-    out.write(pickle.TUPLE + pickle.BINPERSID + _integer(0))
-    out.write(_integers(array.shape) + _integers(strides))
-    out.write(pickle.NEWFALSE + _ORDERED_DICT + pickle.TUPLE + pickle.REDUCE)
-  out.write(pickle.SETITEMS + pickle.STOP)
+    tensors[name] = Tensor(storage, 0, array.shape, strides)
+  out = io.BytesIO()
+  _Pickler(out, protocol=2).dump(tensors)
   return out.getvalue()
 
 
-def _global(module: str, name: str) -> bytes:
-  return pickle.GLOBAL + f'{module}\n{name}\n'.encode()
+class _Pickler(pickle._Pickler):
+  """Writes arrays, storages and dtypes by PyTorch's names for them."""
 
+  def save(self, obj: Any, save_persistent_id: bool = True) -> None:
+    match obj:
+      case Tensor(storage, offset, shape, strides):
+        self._save_name('torch._utils', '_rebuild_tensor_v2')
+        # Without gradient and hooks.
+        self.save((storage, offset, shape, strides, False, OrderedDict()))
+        self.write(pickle.REDUCE)
+      case Storage(key, dtype, size):
+        self.save(('storage', dtype, key, 'cpu', size))
+        self.write(pickle.BINPERSID)
+      case np.dtype():
+        self._save_name('torch', _STORAGE_CLASSES[obj])
+      case _:
+        super().save(obj, save_persistent_id)
 
-def _unicode(text: str) -> bytes:
-  data = text.encode()
-  return pickle.BINUNICODE + struct.pack('<I', len(data)) + data
-
-
-def _integer(value: int) -> bytes:
-  if value < 2**31:
-    return pickle.BININT + struct.pack('<i', value)
-  return pickle.LONG1 + b'\x08' + struct.pack('<q', value)
-
-
-def _integers(values: tuple[int, ...]) -> bytes:
-  return pickle.MARK + b''.join(map(_integer, values)) + pickle.TUPLE
-
-
-_ORDERED_DICT = (
-  _global('collections', 'OrderedDict') + pickle.EMPTY_TUPLE + pickle.REDUCE
-)
+  def _save_name(self, module: str, name: str) -> None:
+    self.write(pickle.GLOBAL + f'{module}\n{name}\n'.encode())

@@ -1,10 +1,10 @@
 """The texture operations against the release's libraries."""
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import skimage.color
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks import fidelity_simulator
@@ -96,13 +96,20 @@ def test_channel_of_one_value_stays(operation):
   assert np.ptp(result[..., 0]) > 200
 
 
-def test_hue_circle_as_dm_pix():
+def test_solarize_as_pil():
+  levels = _texture()
+  for threshold in (0, 1, 100, 101, 128, 254, 255):
+    expected = np.float32(ImageOps.solarize(Image.fromarray(levels), threshold))
+    ours = augment.solarize(_as_float(levels), threshold=threshold / 255)
+    np.testing.assert_allclose(_levels(ours), expected, atol=1e-3)
+
+
+def test_hue_circle_as_skimage():
   image = _as_float(_texture())
   ours = augment.hue_saturation(image, hue_shift=0.25, saturation_shift=0.0)
-  hue, saturation, value = np.moveaxis(
-    np.asarray(dm_pix.rgb_to_hsv(image)), -1, 0
-  )
-  theirs = dm_pix.hsv_to_rgb(jnp.stack([hue + 0.25, saturation, value], -1))
+  hue, saturation, value = np.moveaxis(skimage.color.rgb2hsv(image), -1, 0)
+  hsv = np.stack([(hue + 0.25) % 1, saturation, value], -1)
+  theirs = skimage.color.hsv2rgb(hsv)
   # Hue is kept in steps of two degrees.
   assert np.abs(_levels(ours) - _levels(theirs)).max() < 6
   assert np.abs(_levels(ours) - _levels(theirs)).mean() < 1.5

@@ -7,9 +7,7 @@ and for maps inferno, which is perceptually uniform.
 """
 
 import functools
-import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 
 import matplotlib
@@ -18,6 +16,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageColor
 from scipy import ndimage
 
+from draem_jax import storage
 from draem_jax.page import GRAY, Page
 
 GOOD_COLOR = '#0072B2'
@@ -40,18 +39,9 @@ def save_png(
   path: str | pathlib.Path, picture: UInt8[np.ndarray, 'h w 3']
 ) -> None:
   """Writes a PNG whole or not at all, its folder included."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      # Half the time of the default level for a tenth more bytes.
-      Image.fromarray(picture).save(file, format='PNG', compress_level=3)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    pathlib.Path(temporary).unlink(missing_ok=True)
-    raise
+  with storage.atomic_file(path) as file:
+    # Half the time of the default level for a tenth more bytes.
+    Image.fromarray(picture).save(file, format='PNG', compress_level=3)
 
 
 def heat_map_overlay(

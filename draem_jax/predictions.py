@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from draem_jax import workdir as workdir_lib
+from draem_jax import storage
 from draem_jax.data import images
 from draem_jax.errors import UserError
 
@@ -127,7 +127,7 @@ class Predictions:
             f'{self.folder / name} was not written by draem_jax.predict: take'
             ' another --output'
           )
-      workdir_lib.write_json(path, dict(settings))
+      storage.write_json(path, dict(settings))
       return
     try:
       found = json.loads(path.read_text(encoding='utf-8'))

@@ -17,8 +17,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from draem_jax import paper
-from draem_jax import workdir as workdir_lib
+from draem_jax import paper, storage
 from draem_jax.errors import UserError
 from draem_jax.evaluate import Evaluation
 from draem_jax.metrics import METRICS
@@ -48,8 +47,8 @@ def write(
   workdir = pathlib.Path(workdir)
   content = {'category': evaluation.category.name, 'steps': steps}
   content |= evaluation.results()
-  workdir_lib.write_json(workdir / _RESULTS, content)
-  workdir_lib.write_json(workdir / _TIMING, dict(timing))
+  storage.write_json(workdir / _RESULTS, content)
+  storage.write_json(workdir / _TIMING, dict(timing))
   if evaluation.scored is not None:
     _write_predictions(workdir / 'predictions.csv', evaluation)
   return content | dict(timing)
@@ -147,7 +146,7 @@ def write_table(
   text = (
     '# Results\n\nIn percent; in parentheses the paper (tables 1 and 2).\n\n'
   )
-  workdir_lib.write_text(path, text + format_table(rows) + '\n')
+  storage.write_text(path, text + format_table(rows) + '\n')
 
 
 def _write_predictions(path: pathlib.Path, evaluation: Evaluation) -> None:
@@ -163,7 +162,7 @@ def _write_predictions(path: pathlib.Path, evaluation: Evaluation) -> None:
   ):
     # Nine digits name a float32 exactly.
     table.writerow((file, defect, f'{score:.9g}', str(is_anomalous).lower()))
-  workdir_lib.write_text(path, text.getvalue())
+  storage.write_text(path, text.getvalue())
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pathlib
 
-from draem_jax import workdir as workdir_lib
+from draem_jax import storage
 from draem_jax.errors import UserError
 
 FILE = 'thresholds.json'
@@ -35,7 +35,7 @@ def write_thresholds(
   workdir: str | pathlib.Path, thresholds: Thresholds
 ) -> None:
   """Stores thresholds beside the checkpoints of a run."""
-  workdir_lib.write_json(
+  storage.write_json(
     pathlib.Path(workdir) / FILE, dataclasses.asdict(thresholds)
   )
 

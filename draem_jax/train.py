@@ -21,8 +21,8 @@ from draem_jax import (
   profiling,
   score,
   sharding,
+  storage,
 )
-from draem_jax import workdir as workdir_lib
 from draem_jax import writer as writer_lib
 from draem_jax.errors import UserError
 from draem_jax.simulator import simulate
@@ -78,7 +78,7 @@ def save_imported(
   checkpointer.save(0, jax.tree.map(jnp.asarray, state))
   checkpointer.close()
   # Last, for a workdir counts as one when this is there.
-  workdir_lib.write_json(
+  storage.write_json(
     workdir / 'config.json', {'config': dict(config), 'data': {}}
   )
 

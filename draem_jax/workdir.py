@@ -1,39 +1,13 @@
 """The folder of a run: its config, and whether a run there may go on."""
 
 import json
-import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 from draem_jax import config as config_lib
+from draem_jax import storage
 from draem_jax.errors import UserError
-
-
-def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
-  """Writes a file whole or not at all, its folder included."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-  try:
-    with os.fdopen(handle, 'wb') as file:
-      file.write(content)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
-  except BaseException:
-    pathlib.Path(temporary).unlink(missing_ok=True)
-    raise
-
-
-def write_text(path: str | pathlib.Path, text: str) -> None:
-  """Writes `text` as UTF-8, whole or not at all."""
-  write_bytes(path, text.encode())
-
-
-def write_json(path: str | pathlib.Path, value: Any) -> None:
-  """Writes `value` as indented JSON, whole or not at all."""
-  write_text(path, json.dumps(value, indent=2) + '\n')
 
 
 def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:
@@ -69,7 +43,7 @@ def claim(
     for folder in (path.parent / 'checkpoints').glob('*')
   )
   if not path.exists() or not begun:
-    write_json(path, {'config': config, 'data': dict(fingerprint)})
+    storage.write_json(path, {'config': config, 'data': dict(fingerprint)})
     return
   found = _read(workdir)
   old, new = (
@@ -92,7 +66,7 @@ def claim(
       ' set these as they were to go on, or take another --workdir'
     )
   # Fields that are free may have changed: the file says what was used last.
-  write_json(path, {'config': config, 'data': dict(fingerprint)})
+  storage.write_json(path, {'config': config, 'data': dict(fingerprint)})
 
 
 def _read(workdir: str | pathlib.Path) -> dict[str, Any]:

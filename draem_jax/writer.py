@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
-from draem_jax import workdir as workdir_lib
+from draem_jax import storage
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Writer:
     self.lines = [
       line for line in read_metrics(workdir) if line['step'] <= first_step
     ]
-    workdir_lib.write_text(
+    storage.write_text(
       self._path, ''.join(json.dumps(line) + '\n' for line in self.lines)
     )
     self._batch_size = batch_size

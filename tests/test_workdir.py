@@ -64,12 +64,3 @@ def test_a_damaged_config_is_named(tmp_path, text):
 def test_a_folder_without_a_run_is_named(tmp_path):
   with pytest.raises(UserError, match='--workdir'):
     workdir.read_config(tmp_path)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-  path = tmp_path / 'deep' / 'file.json'
-  workdir.write_json(path, {'a': 1})
-  with pytest.raises(TypeError):
-    workdir.write_json(path, {'a': object()})
-  assert json.loads(path.read_text()) == {'a': 1}
-  assert [p.name for p in path.parent.iterdir()] == ['file.json']

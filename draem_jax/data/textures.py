@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
@@ -12,6 +11,7 @@ import skimage.data
 import skimage.util
 from jaxtyping import UInt8
 
+from draem_jax import storage
 from draem_jax.data import files, images
 from draem_jax.errors import UserError
 
@@ -202,15 +202,8 @@ def _read_cache(path: pathlib.Path) -> Textures | None:
 
 def _write_cache(path: pathlib.Path, textures: Textures) -> None:
   """Saves for the next start; where that fails, that start takes longer."""
-  temporary = None
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-      temporary = pathlib.Path(file.name)
+    with storage.atomic_file(path) as file:
       np.save(file, textures)
-    temporary.replace(path)
   except OSError as error:
     _log.info('decoded textures are not kept for the next start: %s', error)
-  finally:
-    if temporary:
-      temporary.unlink(missing_ok=True)

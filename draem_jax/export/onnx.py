@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from draem_jax import workdir
+from draem_jax import storage
 from draem_jax.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import program
@@ -48,7 +48,7 @@ def write(
     lines.append(
       f'largest difference to the detector in ONNX Runtime: {difference:.0e}'
     )
-  workdir.write_bytes(output / FILE, serialized)
+  storage.write_bytes(output / FILE, serialized)
   return lines
 
 

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.export
 
-from draem_jax import score, workdir
+from draem_jax import score, storage
 from draem_jax.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import program
@@ -52,8 +52,8 @@ def write(
     'jax_version': jax.__version__,
     'calling_convention_version': exported.calling_convention_version,
   }
-  workdir.write_bytes(output / PROGRAM_FILE, serialized)
-  workdir.write_json(output / DESCRIPTION_FILE, description)
+  storage.write_bytes(output / PROGRAM_FILE, serialized)
+  storage.write_json(output / DESCRIPTION_FILE, description)
   return [
     f'program:     {output / PROGRAM_FILE}',
     f'description: {output / DESCRIPTION_FILE}',

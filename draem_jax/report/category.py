@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from draem_jax import config as config_lib
-from draem_jax import figures
+from draem_jax import figures, storage
 from draem_jax import workdir as workdir_lib
 from draem_jax.data.images import map_parallel
 from draem_jax.evaluate import Evaluation
@@ -62,7 +62,7 @@ def write_report(
     ),
   )
   title = f'{row["category"]} · DRÆM report'
-  workdir_lib.write_text(
+  storage.write_text(
     path,
     document.page(title=title, body=body, script='category.js', data=data),
   )

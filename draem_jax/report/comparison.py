@@ -5,8 +5,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from draem_jax import results
-from draem_jax import workdir as workdir_lib
+from draem_jax import results, storage
 from draem_jax.metrics import METRICS
 from draem_jax.report import document, numbers
 from draem_jax.report.document import escape
@@ -45,7 +44,7 @@ def write_comparison(
   text = document.page(
     title='DRÆM comparison', body=body, script='comparison.js', data={}
   )
-  workdir_lib.write_text(path, text)
+  storage.write_text(path, text)
 
 
 def _headline(

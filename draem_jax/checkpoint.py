@@ -1,91 +1,110 @@
 """Checkpoints of a run with orbax: save, restore, and what to keep.
 
+A checkpoint is a folder named by its step that holds two items: `variables`
+(`params` and `batch_stats`), which is what is evaluated, and `state`, which is
+the rest of what going on needs. Where `variables` are the parameters that are
+trained, `state` holds none; where they are an average of them, it does.
+Checkpoints of earlier versions hold the whole state as one item, `default`.
+
 A save is asynchronous and lands under its final name only when complete, so a
 crash leaves at most a temporary folder that nothing reads. A checkpoint whose
-files were damaged afterwards is reported and passed over for the one before.
+files were damaged afterwards is reported and passed over for the one before,
+and set aside under another name before the next one is saved.
 """
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
+from draem_jax import sharding
 from draem_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
+_STATE, _VARIABLES, _OLD = 'state', 'variables', 'default'
+
+# What orbax, tensorstore and json raise when files of a checkpoint are cut
+# short, altered or gone; and a plain `Exception` for an array's data.
+_DAMAGE = (FileNotFoundError, KeyError, NotImplementedError, ValueError)
+# Tensorstore says with a `ValueError` too that the system refuses to read.
+_REFUSALS = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED')
+
 
 class Checkpointer:
-  """The numbered checkpoints of one folder."""
+  """The numbered checkpoints of one folder, of a run that trains there."""
 
-  def __init__(
-    self,
-    folder: str | pathlib.Path,
-    *,
-    keep: int | None,
-    handler: ocp.CheckpointHandler | None = None,
-  ):
-    """Opens `folder`, which is made if something is to be kept.
+  def __init__(self, folder: str | pathlib.Path, *, keep: int):
+    """Opens `folder`, which is made if it is not there.
 
     Args:
       folder: where the checkpoints lie, one folder a step.
-      keep: how many of the newest stay; None opens the folder to read only.
-      handler: how a state is laid out on disk; orbax's standard by default.
+      keep: how many of the newest stay.
     """
     self.folder = pathlib.Path(folder).absolute()
     self._keep = keep
     self._manager = ocp.CheckpointManager(
       self.folder,
-      item_handlers=handler or ocp.StandardCheckpointHandler(),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        create=keep is not None,
-        # A reader must not tidy up under a training that is still writing.
-        cleanup_tmp_directories=keep is not None,
-        enable_async_checkpointing=True,
+        max_to_keep=keep, enable_async_checkpointing=True
       ),
     )
 
-  def check_room(self, state: Any, *, saves: int = 1) -> None:
+  def check_room(self, state: Any, variables: Any, *, saves: int = 1) -> None:
     """Raises a `UserError` if the disk has no room for checkpoints to come.
 
     Args:
       state: what they will hold, or its shapes.
+      variables: what of it is evaluated, as `save` takes it.
       saves: how many there will be. No more than `keep` stay, and one more is
         there while the next is written.
     """
-    leaves = jax.tree.leaves(state)
+    leaves = jax.tree.leaves(_items(state, variables))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    if self._keep is not None:
-      saves = min(saves, max(self._keep + 1 - len(self.steps()), 1))
+    saves = min(saves, max(self._keep + 1 - len(self.steps()), 1))
     free = shutil.disk_usage(self.folder).free
-    if saves * size > free:
+    # Together, or one process of a cluster would wait for another in vain.
+    if sharding.max_over_processes(saves * size > free):
       raise UserError(
         f'{self.folder} has {free / 2**20:,.0f} MiB of free space, where'
         f' {saves * size / 2**20:,.0f} MiB of checkpoints are to come: make'
         ' room, lower config.keep_checkpoints, or take another --workdir'
       )
 
-  def save(self, step: int, state: Any) -> None:
-    """Starts to save `state`; returns once it was copied off the devices.
+  def save(self, step: int, state: Any, variables: Mapping[str, Any]) -> None:
+    """Starts to save; returns once all was copied off the devices.
+
+    Args:
+      step: the number of the checkpoint, higher than those there.
+      state: a dataclass of all that going on needs. A field that is a part of
+        `variables` is not written again, nor is one named `ema`, for which
+        `variables` stands.
+      variables: what of it is evaluated, `params` and `batch_stats`.
 
     Raises:
       UserError: if there is no room on the disk, for this one or for one that
         was started before.
     """
     with self._naming_a_full_disk():
-      if step in self._manager.all_steps():
-        # Only a checkpoint that was passed over as damaged is met again.
-        self._manager.delete(step)
-      self.check_room(state)
-      self._manager.save(step, args=ocp.args.StandardSave(state))
+      self.check_room(state, variables)
+      items = _items(state, variables)
+      saved = self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          **{name: ocp.args.StandardSave(item) for name, item in items.items()}
+        ),
+      )
+    if not saved:
+      raise ValueError(f'{self.folder}: step {step} after {self.steps()}')
 
   def wait(self) -> None:
     """Returns when every save that was started is on disk."""
@@ -94,50 +113,57 @@ class Checkpointer:
 
   def steps(self) -> list[int]:
     """The steps that have a complete checkpoint, oldest first."""
-    return sorted(self._manager.all_steps())
+    return _steps(self.folder)
 
-  def restore_latest(
-    self, abstract_state: Any, args: ocp.args.CheckpointArgs | None = None
-  ) -> tuple[int, Any] | None:
+  def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
     """Restores the newest checkpoint that can be read.
+
+    Newer ones that cannot are renamed, so that the run may go on from there.
+    In a cluster every process calls this, and restores the same step.
 
     Args:
       abstract_state: the state to restore as `jax.ShapeDtypeStruct`s, with the
-        shardings it shall have.
-      args: how to restore; the whole state by default.
+        shardings it shall have. If its `ema` is not None and the checkpoint
+        holds no average, the average starts from the parameters.
 
     Returns:
       The step and the state, or None if the folder holds no checkpoint.
 
     Raises:
-      UserError: if the checkpoints hold arrays of other shapes, or if there
-        are some and none can be read.
+      UserError: if the checkpoint holds arrays of other names or shapes, or if
+        there are some and none can be read.
     """
-    args = args or ocp.args.StandardRestore(abstract_state)
-    steps = self.steps()
-    for step in reversed(steps):
-      try:
-        self._check_shapes(step, abstract_state)
-        return step, self._manager.restore(step, args=args)
-      except UserError:
-        raise
-      except Exception as error:
-        _log.warning(
-          'checkpoint %s cannot be read and is passed over: %s',
-          self.folder / str(step),
-          str(error).split('\n', 1)[0][:160],
-        )
-    if steps:
-      raise UserError(
-        f'{self.folder}: none of the checkpoints {steps} can be read;'
-        ' remove the folder to train anew'
-      )
-    return None
+    newest = _read_newest(
+      self.folder,
+      lambda checkpoint: _read_state(checkpoint, abstract_state),
+      together=True,
+    )
+    if newest is None:
+      return None
+    step, state, damaged = newest
+    if damaged:
+      self._set_aside(damaged)
+    return step, state
 
   def close(self) -> None:
     """Waits for saves under way and releases the manager's threads."""
     with self._naming_a_full_disk():
       self._manager.close()
+
+  def _set_aside(self, steps: list[int]) -> None:
+    """Renames checkpoints, so that orbax neither counts nor deletes them."""
+    if sharding.is_main_process():
+      for step in steps:
+        path = self.folder / str(step)
+        aside = path.with_name(f'{step}.damaged')
+        number = 1
+        while aside.exists():
+          number += 1
+          aside = path.with_name(f'{step}.damaged-{number}')
+        path.rename(aside)
+        _log.warning('checkpoint %s is kept as %s', path, aside)
+    sharding.wait_for_processes('checkpoints are set aside')
+    self._manager.reload()
 
   @contextlib.contextmanager
   def _naming_a_full_disk(self) -> Iterator[None]:
@@ -155,22 +181,11 @@ class Checkpointer:
         ' full: make room, and the same command goes on from the one before'
       ) from error
 
-  def _check_shapes(self, step: int, abstract_state: Any) -> None:
-    found = _shapes(self._manager.item_metadata(step))
-    expected = _shapes(abstract_state)
-    for name in sorted(expected.keys() & found.keys()):
-      if expected[name] != found[name]:
-        raise UserError(
-          f'{self.folder / str(step)}: {name} has the shape {found[name]} where'
-          f' the config asks for {expected[name]}: set config.model.*_width as'
-          ' the run was trained, or take another workdir'
-        )
-
 
 def restore_variables(
   folder: str | pathlib.Path, abstract_variables: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Restores only the networks of a run, from its newest checkpoint.
+  """Restores only what is evaluated of a run, from its newest checkpoint.
 
   Args:
     folder: the checkpoints of the run.
@@ -179,31 +194,169 @@ def restore_variables(
   Raises:
     UserError: as `Checkpointer.restore_latest`, or if there is no checkpoint.
   """
-  folder = pathlib.Path(folder)
+  folder = pathlib.Path(folder).absolute()
   if not folder.is_dir():
     raise UserError(
       f'{folder} does not exist: --workdir must be the folder of a trained run'
     )
-  checkpointer = Checkpointer(
-    folder, keep=None, handler=ocp.PyTreeCheckpointHandler()
-  )
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  item = jax.tree.map(
+  abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
     dict(abstract_variables),
   )
-  args = ocp.args.PyTreeRestore(
-    item=item,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-    partial_restore=True,
+  newest = _read_newest(
+    folder,
+    lambda checkpoint: _read(_item(checkpoint, _VARIABLES), abstract),
+    together=False,
   )
-  try:
-    restored = checkpointer.restore_latest(item, args)
-  finally:
-    checkpointer.close()
-  if restored is None:
+  if newest is None:
     raise UserError(f'{folder} holds no complete checkpoint: train there first')
-  return restored[1]
+  return newest[1]
+
+
+def _items(state: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+  """The items of a checkpoint by name, each array in one of them."""
+  rest = {
+    name: part
+    for name, part in _parts(state).items()
+    if part is not variables.get(name)
+  }
+  rest.pop('ema', None)
+  return {_STATE: rest, _VARIABLES: dict(variables)}
+
+
+def _parts(state: Any) -> dict[str, Any]:
+  """The fields of a state that are not None, by name."""
+  parts = {x.name: getattr(state, x.name) for x in dataclasses.fields(state)}
+  return {name: part for name, part in parts.items() if part is not None}
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+  return sorted(
+    int(path.name)
+    for path in folder.glob('*')
+    if path.name.isdecimal()
+    and ocp.utils.is_checkpoint_finalized(epath.Path(path))
+  )
+
+
+def _read_newest(
+  folder: pathlib.Path,
+  read: Callable[[pathlib.Path], Any],
+  *,
+  together: bool,
+) -> tuple[int, Any, list[int]] | None:
+  """Reads the newest checkpoint that can be read.
+
+  Args:
+    folder: where the checkpoints lie.
+    read: the function from a checkpoint's folder to what is made of it.
+    together: whether all processes of a cluster do this at once. Then the main
+      one says which step, and what one of them cannot read, none takes.
+
+  Returns:
+    The step, what was read, and the newer steps that are damaged; None if
+    there is no checkpoint.
+  """
+  damaged, cause = [], None
+  while True:
+    step = max(set(_steps(folder)) - set(damaged), default=-1)
+    if together:
+      step = sharding.main_process_says(step)
+    if step < 0:
+      break
+    path, result, error = folder / str(step), None, None
+    try:
+      result = read(path)
+    except Exception as caught:
+      error = caught
+    # A process that fails must not leave the others waiting: all know first.
+    worst = own = 0 if error is None else 1 if _is_damage(error) else 2
+    if together:
+      worst = sharding.max_over_processes(own)
+    if own == 2:
+      raise error
+    if worst == 2:
+      raise UserError(f'{path}: another process failed to restore it')
+    if worst == 0:
+      return step, result, damaged
+    _log.warning(
+      'checkpoint %s cannot be read and is passed over: %s',
+      path,
+      str(error or 'nor could another process').split('\n', 1)[0][:160],
+    )
+    damaged.append(step)
+    cause = cause or error
+  if damaged:
+    raise UserError(
+      f'{folder}: none of the checkpoints {sorted(damaged)} can be read:'
+      ' restore them from a backup, or train in another --workdir'
+    ) from cause
+  return None
+
+
+def _is_damage(error: Exception) -> bool:
+  if isinstance(error, UserError):
+    return False
+  words = f'{error} {error.__cause__}'
+  return (isinstance(error, _DAMAGE) or type(error) is Exception) and not any(
+    refusal in words for refusal in _REFUSALS
+  )
+
+
+def _read_state(checkpoint: pathlib.Path, abstract_state: Any) -> Any:
+  wanted = _parts(abstract_state)
+  average = wanted.pop('ema', None)
+  folder = _item(checkpoint, _STATE)
+  there = {name.split('/', 1)[0] for name in _shapes(_metadata(folder))}
+  state = {name: part for name, part in wanted.items() if name in there}
+  rest = {name: part for name, part in wanted.items() if name not in there}
+  variables = _item(checkpoint, _VARIABLES)
+  read = _read(folder, state) | _read(variables, rest)
+  if average is not None:
+    # Read again where it is the parameters: a step is given the memory of both.
+    read['ema'] = _read(variables, average)
+  return dataclasses.replace(abstract_state, **read)
+
+
+def _item(checkpoint: pathlib.Path, name: str) -> pathlib.Path:
+  old = checkpoint / _OLD
+  return old if old.is_dir() else checkpoint / name
+
+
+def _read(folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+  """Reads that part of an item which `abstract` names.
+
+  By the handler and not by the manager, which makes the processes of a cluster
+  wait for each other: one that fails would keep the others for minutes.
+  """
+  if not jax.tree.leaves(abstract):
+    return abstract
+  expected, found = _shapes(abstract), _shapes(_metadata(folder))
+  for name in sorted(expected):
+    if name not in found:
+      raise UserError(
+        f'{folder} holds no {name}, which the config asks for: set config.model'
+        ' as the run was trained, or take another --workdir'
+      )
+    if expected[name] != found[name]:
+      raise UserError(
+        f'{folder}: {name} has the shape {found[name]} where the config asks'
+        f' for {expected[name]}: set config.model.*_width as the run was'
+        ' trained, or take another --workdir'
+      )
+  return ocp.PyTreeCheckpointHandler().restore(
+    epath.Path(folder),
+    args=ocp.args.PyTreeRestore(
+      item=abstract,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+      partial_restore=True,
+    ),
+  )
+
+
+def _metadata(folder: pathlib.Path) -> Any:
+  return ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -92,6 +92,13 @@ def max_over_processes(number: int) -> int:
   return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
+def main_process_says(number: int) -> int:
+  """The number that the main process calls this with; every process must."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def wait_for_processes(name: str) -> None:
   """Returns once every process has called it with this name."""
   multihost_utils.sync_global_devices(name)

@@ -75,7 +75,8 @@ def save_imported(
     opt_state=optimizer.init(variables['params']),
   )
   checkpointer = checkpoint.Checkpointer(workdir / 'checkpoints', keep=1)
-  checkpointer.save(0, jax.tree.map(jnp.asarray, state))
+  state = jax.tree.map(jnp.asarray, state)
+  checkpointer.save(0, state, state.evaluated)
   checkpointer.close()
   # Last, for a workdir counts as one when this is there.
   storage.write_json(
@@ -259,7 +260,7 @@ def train(
   if restored:
     _log.info('going on from %s', checkpointer.folder / str(first))
   saves = -(-(trainer.num_steps - first) // config['checkpoint_every'])
-  checkpointer.check_room(state, saves=saves)
+  checkpointer.check_room(state, state.evaluated, saves=saves)
   writer = None
   if sharding.is_main_process():
     writer = writer_lib.Writer(
@@ -294,7 +295,7 @@ def train(
             writer.write(step, values)
           pending = []
         if save:
-          checkpointer.save(step, state)
+          checkpointer.save(step, state, state.evaluated)
         if panel:
           _write_panel(trainer, state, step, workdir, writer)
         if stop and not last:

@@ -44,22 +44,27 @@ def settings(tmp_path):
 
 
 def start_both(workdir, settings):
+  return start_pair(
+    workdir.parent,
+    *('-m', 'draem_jax.main', f'--workdir={workdir}'),
+    '--config=configs/mvtec.py:pens,release',
+    *(f'--config.{name}={value}' for name, value in settings.items()),
+  )
+
+
+def start_pair(folder, *arguments):
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
   return [
     subprocess.Popen(
-      [
-        *(sys.executable, '-m', 'draem_jax.main', f'--workdir={workdir}'),
-        '--config=configs/mvtec.py:pens,release',
-        *(f'--config.{name}={value}' for name, value in settings.items()),
-      ],
+      [sys.executable, *arguments],
       cwd=ROOT,
       env=os.environ
       | {
         'XLA_FLAGS': '',
         'JAX_PLATFORMS': 'cpu',
-        'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'cache'),
+        'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
         'JAX_COORDINATOR_ADDRESS': address,
         'JAX_NUM_PROCESSES': '2',
         'JAX_PROCESS_ID': str(index),
@@ -108,3 +113,88 @@ def test_two_processes_stop_together_and_agree_with_one(tmp_path, settings):
   np.testing.assert_allclose(losses(workdir)[:5], losses(one)[:5], 1e-4)
   for name in ('results.json', 'report.html', 'thresholds.json'):
     assert (workdir / name).exists()
+
+
+# What each process of a pair runs: it prints a line for each of four attempts.
+RESTORE = """
+import pathlib, shutil, sys
+import flax.struct, jax, numpy as np
+from draem_jax import checkpoint, sharding
+from draem_jax.errors import UserError
+
+@flax.struct.dataclass
+class State:
+  step: jax.Array
+  params: dict
+  batch_stats: dict
+
+def make_state(step):
+  array = jax.device_put(np.full((3,), step, np.float32), everywhere)
+  return State(step=array, params={'a': array}, batch_stats={'b': array})
+
+def attempt():
+  try:
+    step, state = checkpointer.restore_latest(
+      jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        make_state(0),
+      )
+    )
+    print('restored', step, np.asarray(state.params['a'])[0])
+  except (TypeError, UserError) as error:
+    print('restored', type(error).__name__, error)
+
+sharding.start_distributed()
+everywhere = sharding.replicated(sharding.make_mesh(2))
+folder = pathlib.Path(sys.argv[1])
+checkpointer = checkpoint.Checkpointer(folder, keep=9)
+for step in (1, 2, 3):
+  state = make_state(step)
+  variables = {'params': state.params, 'batch_stats': state.batch_stats}
+  checkpointer.save(step, state, variables)
+checkpointer.wait()
+second = jax.process_index() == 1
+
+# The folder of the second process lags behind: the first one decides.
+steps = checkpoint._steps
+checkpoint._steps = lambda folder: steps(folder)[:-second or None]
+attempt()
+checkpoint._steps = steps
+
+# The second one has a bug: the first one does not run on without it.
+read = checkpoint._read_state
+def fail(path, abstract):
+  if second and path.name == '3':
+    raise error
+  return read(path, abstract)
+checkpoint._read_state = fail
+error = TypeError('a bug')
+attempt()
+
+# The second one cannot read the newest: both take the one before.
+error = ValueError('DATA_LOSS')
+attempt()
+checkpointer.save(3, make_state(4), variables)
+checkpointer.wait()
+checkpoint._read_state = read
+attempt()
+checkpointer.close()
+"""
+
+
+def test_two_processes_restore_the_same_step(tmp_path):
+  folder = tmp_path / 'checkpoints'
+  statuses, texts = finish(start_pair(tmp_path, '-c', RESTORE, str(folder)))
+  assert statuses == [0, 0], texts
+  first, second = (
+    [line[9:] for line in out.splitlines() if line.startswith('restored ')]
+    for out, _ in texts
+  )
+  assert first[0] == second[0] == '3 3.0'
+  assert second[1] == 'TypeError a bug'
+  assert first[1].startswith('UserError') and 'another process' in first[1]
+  assert first[2] == second[2] == '2 2.0'
+  assert first[3] == second[3] == '3 4.0'
+  assert sorted(path.name for path in folder.iterdir()) == [
+    *('1', '2', '3', '3.damaged')
+  ]

@@ -2,9 +2,10 @@
 
 import jax
 import numpy as np
+import optax
 from small import small_config
 
-from draem_jax import checkpoint, models, workdir
+from draem_jax import checkpoint, models, train_step, workdir
 from draem_jax import thresholds as thresholds_lib
 
 
@@ -13,7 +14,11 @@ def write_workdir(folder, *, seed=0, thresholds=(0.5, 0.5), **overrides):
   config = small_config(**{'eval.batch_size': 4, **overrides}).to_dict()
   workdir.claim(folder, config, {'training images': '0', 'textures': '0'})
   checkpointer = checkpoint.Checkpointer(folder / 'checkpoints', keep=1)
-  checkpointer.save(1, random_variables(config['model'], seed))
+  variables = random_variables(config['model'], seed)
+  state = train_step.TrainState(
+    step=jnp.int32(1), **variables, opt_state=optax.EmptyState()
+  )
+  checkpointer.save(1, state, variables)
   checkpointer.close()
   if thresholds is not None:
     image, pixel = thresholds

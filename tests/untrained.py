@@ -1,6 +1,7 @@
 """A workdir that looks trained, made in a moment from random weights."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from small import small_config

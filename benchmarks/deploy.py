@@ -106,8 +106,8 @@ def print_table(cases: list[dict[str, Any]]) -> None:
   print()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-  """Measure, print the table, print the JSON line."""
+def make_parser() -> argparse.ArgumentParser:
+  """The options of the command."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--size', type=int, default=256)
   parser.add_argument('--widths', type=int, nargs=2, default=[128, 64])
@@ -116,7 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     '--seconds', type=float, default=2.0, help='a turn, at least one call'
   )
-  options = parser.parse_args(arguments)
+  return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Measure, print the table, print the JSON line."""
+  options = make_parser().parse_args(arguments)
   command.use_compilation_cache()
   detector = inference.make_detector(
     size=options.size, widths=options.widths, batch=1, dtype='float32'

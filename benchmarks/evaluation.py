@@ -101,14 +101,19 @@ def print_table(cases):
   print(f'| largest difference to scikit-learn | {" | ".join(cells)} |\n')
 
 
-def main():
-  """Measure, print the table, print the JSON line."""
+def make_parser() -> argparse.ArgumentParser:
+  """The options of the command."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--good', type=int, default=20)
   parser.add_argument('--anomalous', type=int, default=63)
   parser.add_argument('--size', type=int, default=256)
   parser.add_argument('--rounds', type=int, default=5)
-  options = parser.parse_args()
+  return parser
+
+
+def main():
+  """Measure, print the table, print the JSON line."""
+  options = make_parser().parse_args()
 
   contenders = {
     'metrics': ours,

@@ -158,8 +158,8 @@ def print_table(cases: list[dict[str, Any]]) -> None:
   print()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-  """Measure, print the table, print the JSON line."""
+def make_parser() -> argparse.ArgumentParser:
+  """The options of the command."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--size', type=int, default=256)
   parser.add_argument('--widths', type=int, nargs=2, default=[128, 64])
@@ -175,7 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     '--seconds', type=float, default=2.0, help='a turn, at least one call'
   )
-  options = parser.parse_args(arguments)
+  return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Measure, print the table, print the JSON line."""
+  options = make_parser().parse_args(arguments)
   if options.peer:
     # JAX would take most of a GPU's memory before the peer starts.
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')

@@ -1,6 +1,6 @@
 """Examples a second of the simulator alone, preset `release`.
 
-    python -m benchmarks.simulator --image_size=64 256 --batch_size=8
+    python -m benchmarks.simulator --size 64 256 --batch=8
 
 The images and textures lie on the device, and each call draws new keys, as in
 training. The best of several rounds counts. Prints a table and one JSON line.
@@ -17,6 +17,7 @@ from benchmarks import record
 from draem_jax.configs import mvtec
 from draem_jax.data import textures as texture_files
 from draem_jax.simulator import simulate
+from draem_jax.simulator.options import Options
 
 # What the release's simulator reaches at 256×256 with both of two cores of an
 # AMD EPYC virtual machine, PNG decoding included.
@@ -36,8 +37,10 @@ def measure(image_size: int, batch_size: int, seconds: float) -> dict:
     `milliseconds` a batch and `examples_per_second` of the best round, and
     `compile_seconds`.
   """
-  options = mvtec.get_config('bottle,release').simulator.to_dict()
-  step = jax.jit(functools.partial(_step, batch_size=batch_size, **options))
+  options = Options(**mvtec.get_config('bottle,release').simulator)
+  step = jax.jit(
+    functools.partial(_step, batch_size=batch_size, options=options)
+  )
   pieces = texture_files.builtin_textures(image_size=image_size)
   pieces = jax.device_put(np.asarray(pieces))
   start = time.perf_counter()
@@ -63,8 +66,8 @@ def measure(image_size: int, batch_size: int, seconds: float) -> dict:
   }
 
 
-def _step(number, pieces, *, batch_size, **options):
-  """Draws images, textures and keys, and simulates, as a training step does."""
+def _step(number, pieces, *, batch_size, options):
+  """Samples images, textures and keys, and simulates, as a training step does."""
   key, image_key, texture_key = jax.random.split(
     jax.random.fold_in(jax.random.key(0), number), 3
   )
@@ -73,7 +76,7 @@ def _step(number, pieces, *, batch_size, **options):
     for key in (image_key, texture_key)
   )
   keys = jax.random.split(key, batch_size)
-  return simulate.simulate_batch(keys, images, textures, **options)
+  return simulate.simulate_batch(keys, images, textures, options)
 
 
 def print_table(results: list[dict]) -> None:
@@ -90,16 +93,20 @@ def print_table(results: list[dict]) -> None:
     )
 
 
+def make_parser() -> argparse.ArgumentParser:
+  """The options of the command."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--size', type=int, nargs='+', default=[64, 256])
+  parser.add_argument('--batch', type=int, default=8)
+  parser.add_argument('--seconds', type=float, default=10.0)
+  return parser
+
+
 def main():
   """Measure, print the table, print the JSON line."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--image_size', type=int, nargs='+', default=[64, 256])
-  parser.add_argument('--batch_size', type=int, default=8)
-  parser.add_argument('--seconds', type=float, default=10.0)
-  options = parser.parse_args()
+  options = make_parser().parse_args()
   results = [
-    measure(size, options.batch_size, options.seconds)
-    for size in options.image_size
+    measure(size, options.batch, options.seconds) for size in options.size
   ]
   print_table(results)
   record.print_record('simulator', results)

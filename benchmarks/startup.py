@@ -105,14 +105,19 @@ def print_table(starts: dict[str, dict[str, float]]) -> None:
   print()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-  """Measure, print the table, print the JSON line."""
+def make_parser() -> argparse.ArgumentParser:
+  """The options of the command."""
   parser = argparse.ArgumentParser(
     description=__doc__.splitlines()[0],
     epilog='Other flags, such as --config.image_size=32, go to the command.',
   )
   parser.add_argument('--warm_starts', type=int, default=3)
-  options, flags = parser.parse_known_args(arguments)
+  return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Measure, print the table, print the JSON line."""
+  options, flags = make_parser().parse_known_args(arguments)
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary)
     starts = {'cold': measure(folder, 'cold', flags)}

@@ -194,8 +194,8 @@ def print_table(results: dict) -> None:
   print(f'\nthe simulator takes {results["simulator_share"]:.1%} of a step\n')
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-  """Measure, print the table, print the JSON line."""
+def make_parser() -> argparse.ArgumentParser:
+  """The options of the command."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--size', type=int, default=256)
   parser.add_argument('--widths', type=int, nargs=2, default=[128, 64])
@@ -214,7 +214,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     '--peak_tflops', type=float, default=H100_TFLOPS, help='of the device'
   )
-  options = parser.parse_args(arguments)
+  return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Measure, print the table, print the JSON line."""
+  options = make_parser().parse_args(arguments)
   if options.peer:
     # JAX would take most of a GPU's memory before the peer starts.
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')

@@ -26,6 +26,7 @@ from draem_jax.data import demo, layouts, resident, textures
 from draem_jax.data.category import Category, load_category
 from draem_jax.detector import Detector
 from draem_jax.errors import UserError
+from draem_jax.simulator.textures import TEXTURES
 from draem_jax.thresholds import write_thresholds
 
 _log = logging.getLogger(__name__)
@@ -211,10 +212,13 @@ def _load(
     tfds_dir=tfds_dir,
     layout=layout,
   )
-  _log.info('loading the textures: %s', data['textures'])
-  texture_images = textures.load_textures(
-    data['textures'], image_size=size, tfds_dir=tfds_dir, exclude=exclude
-  )
+  if TEXTURES[config['simulator']['texture']].reads_images:
+    _log.info('loading the textures: %s', data['textures'])
+    texture_images = textures.load_textures(
+      data['textures'], image_size=size, tfds_dir=tfds_dir, exclude=exclude
+    )
+  else:
+    texture_images = np.zeros((1, size, size, 3), np.uint8)
   _log.info(
     '%d good images to train on, %d to test, %d textures, on %s',
     len(category.train_images),

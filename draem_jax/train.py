@@ -143,6 +143,7 @@ class Trainer:
     self.schedule = make_schedule(config, self.num_steps)
     self.optimizer = make_optimizer(self.schedule)
     self.images, self.textures = images, textures
+    self._everywhere = sharding.replicated(self.mesh)
     self._sample = jax.jit(self._sample_batch)
     step = make_train_step(
       self.model,
@@ -205,7 +206,7 @@ class Trainer:
     )
 
   def _fetch(self, step: int) -> tuple[Array, Array, Array]:
-    sampled = self._sample(step)
+    sampled = self._sample(jax.device_put(np.int32(step), self._everywhere))
     if self._resident:
       images, textures = (
         self.images[sampled.images],
@@ -279,7 +280,8 @@ def train(
   try:
     with interrupt.SignalWatch() as watch:
       for step in range(first + 1, trainer.num_steps + 1):
-        with profiler.before(step):
+        # What goes to the devices unasked would make them wait for the host.
+        with profiler.before(step), jax.transfer_guard('disallow'):
           state, metrics = trainer.step(state, step - 1)
         profiler.after(step, state)
         pending.append(metrics)

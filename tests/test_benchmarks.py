@@ -1,11 +1,23 @@
 """The benchmarks, shrunken until they take seconds: they run and add up."""
 
 import json
+import pathlib
+import re
+import shlex
 
 import jax
 import pytest
 
-from benchmarks import contest, cost, inference, startup, train_step
+from benchmarks import (
+  contest,
+  cost,
+  deploy,
+  evaluation,
+  inference,
+  simulator,
+  startup,
+  train_step,
+)
 from draem_jax import command
 from draem_jax.configs import mvtec
 
@@ -91,3 +103,23 @@ def test_a_peer_that_cannot_run_is_left_out(capfd):
 def test_a_start_that_fails_says_why(tmp_path):
   with pytest.raises(RuntimeError, match='take 96'):
     startup.measure(tmp_path, 'run', ['--config.image_size=100'])
+
+
+@pytest.mark.parametrize(
+  'benchmark', [deploy, evaluation, inference, simulator, startup, train_step]
+)
+def test_what_the_docs_tell_to_type_is_understood(benchmark):
+  name = benchmark.__name__.rpartition('.')[2]
+  page = pathlib.Path(benchmark.__file__).parent / 'README.md'
+  texts = benchmark.__doc__, page.read_text(encoding='utf-8')
+  found = []
+  for text in texts:
+    text = re.sub(r'\\?\n +', ' ', text)
+    found += re.findall(rf'python -m benchmarks\.{name}([^|`\n]*)', text)
+  assert found
+  for arguments in found:
+    words = [
+      word.replace('$dtype', 'bfloat16').replace('$batch', '8')
+      for word in shlex.split(arguments)
+    ]
+    benchmark.make_parser().parse_args(words)

@@ -67,7 +67,7 @@ def measure(image_size: int, batch_size: int, seconds: float) -> dict:
 
 
 def _step(number, pieces, *, batch_size, options):
-  """Samples images, textures and keys, and simulates, as a training step does."""
+  """Samples and simulates a batch, as a training step does."""
   key, image_key, texture_key = jax.random.split(
     jax.random.fold_in(jax.random.key(0), number), 3
   )

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import contest, inference, record
 from draem_jax import command
-from draem_jax.detector import Detector
+from draem_jax.detection.detector import Detector
 from draem_jax.export import onnx, stablehlo
 
 DETECTOR = 'draem_jax (`Detector`)'

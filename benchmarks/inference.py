@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import contest, cost, record
-from draem_jax import command, models
-from draem_jax.detector import Detector
+from draem_jax import command
+from draem_jax.detection.detector import Detector
+from draem_jax.networks import models
 
 OURS = 'draem_jax'
 _SCORE_WINDOW = 21

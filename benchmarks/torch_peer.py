@@ -166,9 +166,9 @@ class Draem(nn.Module):
     return reconstruction, self.discriminative(joined)
 
   def load(self, variables: Mapping[str, Any]) -> 'Draem':
-    """Takes the weights of `draem_jax.models.Draem`, on the host."""
+    """Takes the weights of `draem_jax.networks.models.Draem`, on the host."""
     # Here, for a process that measures PyTorch should not hold JAX, too.
-    from draem_jax.convert import torch_arrays
+    from draem_jax.torch_weights.convert import torch_arrays
 
     for name, network in self.named_children():
       arrays = torch_arrays(variables, name)

@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import contest, cost, record
-from draem_jax import command, sharding, train, train_step
+from draem_jax import command, devices
 from draem_jax.configs import mvtec
 from draem_jax.data import textures as texture_files
 from draem_jax.simulator.simulate import Example
+from draem_jax.training import step as train_step
+from draem_jax.training import train
 
 WHOLE, FIXED = 'draem_jax, whole step', 'draem_jax, without simulator'
 # Of one H100 (SXM) in bfloat16, without sparsity.
@@ -38,9 +40,9 @@ def make_trainer(
   config.image_size, config.batch_size, config.dtype = size, batch, dtype
   config.model.reconstructive_width, config.model.discriminative_width = widths
   config.num_steps = 1_000_000  # So that the learning rate stays.
-  mesh = sharding.make_mesh(batch, jax.devices()[:1])
+  mesh = devices.make_mesh(batch, jax.devices()[:1])
   pieces = np.asarray(texture_files.builtin_textures(image_size=size))
-  pieces = jax.device_put(pieces, sharding.replicated(mesh))
+  pieces = jax.device_put(pieces, devices.replicated(mesh))
   return train.Trainer(
     config.to_dict(), images=pieces, textures=pieces, mesh=mesh
   )
@@ -64,7 +66,7 @@ def step_without_simulator(
   mask = (rng.uniform(size=shape) > 0.9).astype(np.float32)
   example = jax.device_put(
     Example(image=image, augmented=augmented, mask=mask),
-    sharding.batch_sharded(trainer.mesh),
+    devices.batch_sharded(trainer.mesh),
   )
   update = jax.jit(
     train_step.make_update(

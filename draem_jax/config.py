@@ -11,9 +11,10 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from draem_jax import losses, models, score
+from draem_jax import losses, score
 from draem_jax.data.layouts import LAYOUTS
 from draem_jax.errors import UserError
+from draem_jax.networks import models
 from draem_jax.simulator.masks import MASKS
 from draem_jax.simulator.options import Options
 from draem_jax.simulator.textures import TEXTURES

@@ -10,8 +10,8 @@ from jaxtyping import Bool
 
 from draem_jax import metrics
 from draem_jax.data.category import Category
-from draem_jax.detector import Detector, Scored
-from draem_jax.thresholds import Thresholds
+from draem_jax.detection.detector import Detector, Scored
+from draem_jax.workdir.thresholds import Thresholds
 
 _log = logging.getLogger(__name__)
 

@@ -11,23 +11,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from draem_jax import config as config_lib
-from draem_jax import (
-  drawings,
-  evaluate,
-  paper,
-  report,
-  results,
-  sharding,
-  train,
-  writer,
-)
-from draem_jax import workdir as workdir_lib
+from draem_jax import devices, evaluate, paper, report
 from draem_jax.data import demo, layouts, resident, textures
 from draem_jax.data.category import Category, load_category
-from draem_jax.detector import Detector
+from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
+from draem_jax.pictures import drawings
 from draem_jax.simulator.textures import TEXTURES
-from draem_jax.thresholds import write_thresholds
+from draem_jax.training import train, writer
+from draem_jax.workdir import claim, results
+from draem_jax.workdir.thresholds import write_thresholds
 
 _log = logging.getLogger(__name__)
 
@@ -70,12 +63,12 @@ def train_and_evaluate(
     'training images': _checksum(kept),
     'textures': _checksum(texture_images),
   }
-  if sharding.is_main_process():
-    workdir_lib.claim(workdir, config, fingerprint)
-  mesh = sharding.make_mesh(config['batch_size'])
+  if devices.is_main_process():
+    claim.claim(workdir, config, fingerprint)
+  mesh = devices.make_mesh(config['batch_size'])
   images, texture_images = resident.put(
     [kept, texture_images],
-    sharding.replicated(mesh),
+    devices.replicated(mesh),
     max_device_share=config['data']['max_device_share'],
   )
   trainer = train.Trainer(
@@ -83,7 +76,7 @@ def train_and_evaluate(
   )
   state, lines = train.train(trainer, workdir)
   row = {}
-  if sharding.is_main_process():
+  if devices.is_main_process():
     row = _evaluate(
       config,
       workdir,
@@ -94,7 +87,7 @@ def train_and_evaluate(
       lines=lines,
     )
   # Whoever leaves a cluster early takes the others along.
-  sharding.wait_for_processes(f'evaluated {config["category"]}')
+  devices.wait_for_processes(f'evaluated {config["category"]}')
   return row
 
 
@@ -186,7 +179,7 @@ def _evaluate(
     timing={
       'train_seconds': round(lines.seconds, 1),
       'images_per_second': writer.typical_rate(lines.lines),
-      'device': sharding.device_name(),
+      'device': devices.device_name(),
     },
   )
   drawings.draw(workdir / 'figures', evaluation)
@@ -224,7 +217,7 @@ def _load(
     len(category.train_images),
     len(category.test_images),
     len(texture_images),
-    sharding.device_name(),
+    devices.device_name(),
   )
   return category, texture_images
 

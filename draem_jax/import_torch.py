@@ -10,8 +10,13 @@ from typing import Any
 
 from absl import flags
 
-from draem_jax import command, train
-from draem_jax.convert import CHANNEL_ORDERS, load_torch_checkpoint, widths
+from draem_jax import command
+from draem_jax.torch_weights.convert import (
+  CHANNEL_ORDERS,
+  load_torch_checkpoint,
+  widths,
+)
+from draem_jax.training import train
 
 
 def write_workdir(

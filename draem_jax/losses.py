@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from draem_jax.models import Output
+from draem_jax.networks.models import Output
 
 _SSIM_RADIUS = 5  # A window of 11x11 pixels.
 _SSIM_SIGMA = 1.5

@@ -9,8 +9,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from draem_jax import command, experiment, report, results, sharding
+from draem_jax import command, devices, experiment, report
 from draem_jax.errors import UserError
+from draem_jax.workdir import results
 
 
 def define_flags() -> None:
@@ -29,8 +30,8 @@ def main(argv: list[str]) -> None:
   config = flags.FLAGS.config
   if config is None:
     raise UserError('--config is missing: try --config=configs/demo.py')
-  sharding.start_distributed()
-  if not sharding.is_main_process():
+  devices.start_distributed()
+  if not devices.is_main_process():
     command.be_quiet()
   command.use_compilation_cache()
   try:
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     rows = [experiment.train_and_evaluate(config.to_dict(), workdir)]
   else:
     rows = [_run_one(config, name, workdir / name) for name in categories]
-  if sharding.is_main_process():
+  if devices.is_main_process():
     if category == 'all':
       results.write_table(workdir / 'results.md', rows)
       report.write_comparison(workdir / 'report.html', rows)

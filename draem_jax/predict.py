@@ -9,11 +9,12 @@ import pathlib
 
 from absl import flags
 
-from draem_jax import command, interrupt, pipeline
+from draem_jax import command, interrupt
 from draem_jax.data import files
-from draem_jax.detector import Detector
+from draem_jax.detection import stream
+from draem_jax.detection.detector import Detector
+from draem_jax.detection.predictions import MAPS, OVERLAYS, TABLE, Predictions
 from draem_jax.errors import UserError
-from draem_jax.predictions import MAPS, OVERLAYS, TABLE, Predictions
 
 _log = logging.getLogger('draem_jax.predict')  # Run, it is '__main__'.
 
@@ -77,7 +78,7 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
     'folder of images': str(found.root),
   }
   with contextlib.closing(Predictions(output, settings)) as predictions:
-    broken = pipeline.score_files(detector, found, predictions)
+    broken = stream.score_files(detector, found, predictions)
     verdicts = [
       predictions.verdicts[name]
       for name in found.names

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from draem_jax import losses
-from draem_jax.models import Output
+from draem_jax.networks.models import Output
 
 
 def softmax_map(

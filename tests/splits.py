@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from draem_jax import evaluate, report, results
+from draem_jax import evaluate, report
 from draem_jax.data.category import Category
-from draem_jax.detector import Detector, Scored
-from draem_jax.thresholds import Thresholds
+from draem_jax.detection.detector import Detector, Scored
+from draem_jax.workdir import results
+from draem_jax.workdir.thresholds import Thresholds
 
 
 def make_category(*, count=24, size=32, masks=True):

@@ -9,8 +9,9 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from draem_jax import checkpoint, train
 from draem_jax.errors import UserError
+from draem_jax.training import train
+from draem_jax.workdir import checkpoint
 
 MANY = 30_000  # Values that are stored in a file of their own.
 

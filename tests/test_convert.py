@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from draem_jax import convert, models, state_dict
 from draem_jax.errors import UserError
+from draem_jax.networks import models
+from draem_jax.torch_weights import convert, state_dict
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 RECONSTRUCTIVE = GOLDEN / 'DRAEM_golden_part_.pckl'

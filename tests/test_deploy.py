@@ -15,7 +15,7 @@ from untrained import write_workdir
 
 from benchmarks import deploy
 from draem_jax import command
-from draem_jax.detector import Detector
+from draem_jax.detection.detector import Detector
 from draem_jax.export import onnx, stablehlo
 
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'

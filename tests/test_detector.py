@@ -9,13 +9,14 @@ import pytest
 from small import random_images
 from untrained import write_workdir
 
-from draem_jax import detector as detector_lib
-from draem_jax import models, score
-from draem_jax import thresholds as thresholds_lib
+from draem_jax import score
 from draem_jax.data.images import resize_bilinear
-from draem_jax.detector import Detector
+from draem_jax.detection import detector as detector_lib
+from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
-from draem_jax.thresholds import Thresholds
+from draem_jax.networks import models
+from draem_jax.workdir import thresholds as thresholds_lib
+from draem_jax.workdir.thresholds import Thresholds
 
 
 class Redness:

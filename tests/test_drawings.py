@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from splits import make_category, make_evaluation, make_scored
 
-from draem_jax import drawings, figures
+from draem_jax.pictures import drawings, panels
 
 
 def draw(folder, category, **given):
@@ -28,7 +28,7 @@ def test_every_image_has_its_panel(tmp_path, masks):
     *('panels/scratch/002.png', 'mistakes.png', 'curves.png'),
     'histogram.png',
   }
-  outline = tuple(bytes.fromhex(figures.OUTLINE_COLOR[1:]))
+  outline = tuple(bytes.fromhex(panels.OUTLINE_COLOR[1:]))
   crack = read(tmp_path / 'panels' / 'crack' / '001.png')
   assert np.any(np.all(crack == outline, axis=-1)) == masks
 

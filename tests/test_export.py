@@ -11,10 +11,10 @@ import pytest
 from small import random_images
 from untrained import write_workdir
 
-from draem_jax import convert
-from draem_jax.detector import Detector
+from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import stablehlo, torch
+from draem_jax.torch_weights import convert
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 

@@ -9,13 +9,14 @@ from onnx import TensorProto
 from small import random_images
 from untrained import random_variables, write_workdir
 
-from draem_jax import convert, folding, models
 from draem_jax import score as score_lib
 from draem_jax.data.images import resize_bilinear
-from draem_jax.detector import Detector
+from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import onnx as export_onnx
 from draem_jax.export import onnx_graph
+from draem_jax.networks import folding, models
+from draem_jax.torch_weights import convert
 
 # Batches of other numbers and sizes than any that it was tried with.
 SHAPES = [(1, 32, 32), (3, 90, 61), (2, 20, 40)]

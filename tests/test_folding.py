@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import fidelity_networks
-from draem_jax import folding, models
+from draem_jax.networks import folding, models
+from fidelity import networks as fidelity_networks
 
 
 def randomised(variables, dtype=np.float32):

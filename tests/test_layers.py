@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from draem_jax import layers
+from draem_jax.networks import layers
 
 
 def plainly_normalise(x, scale, bias):

@@ -6,8 +6,9 @@ from scipy import ndimage, signal
 from skimage import measure
 from skimage.metrics import structural_similarity
 
-from benchmarks import fidelity_networks
-from draem_jax import losses, models
+from draem_jax import losses
+from draem_jax.networks import models
+from fidelity import networks as fidelity_networks
 
 
 @pytest.fixture(scope='module')

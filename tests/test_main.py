@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from draem_jax import checkpoint, workdir
+from draem_jax.networks import models
+from draem_jax.workdir import checkpoint, claim
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 60
@@ -146,7 +147,7 @@ def assert_same_run(folder, expected):
 
 
 def restore(folder):
-  model = models.make(workdir.read_config(folder))
+  model = models.make(claim.read_config(folder))
   shapes = jax.eval_shape(
     lambda key: model.init(key, np.zeros((1, 32, 32, 3)), train=False),
     jax.random.key(0),

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from benchmarks import fidelity_networks
-from draem_jax import models, score, train_step
+from draem_jax import score
+from draem_jax.networks import models
 from draem_jax.simulator.simulate import Example
+from draem_jax.training import step as train_step
+from fidelity import networks as fidelity_networks
 
 
 @pytest.fixture(scope='module')

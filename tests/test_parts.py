@@ -10,9 +10,12 @@ import pytest
 from small import random_images, small_config
 
 from draem_jax import config as config_lib
-from draem_jax import losses, models, score, train, workdir
-from draem_jax.detector import Detector
+from draem_jax import losses, score
+from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
+from draem_jax.networks import models
+from draem_jax.training import train
+from draem_jax.workdir import claim
 
 
 class Edges(models.Networks):
@@ -157,21 +160,21 @@ def test_one_more_map_is_one_entry(monkeypatch):
 def test_one_more_field_is_one_entry(monkeypatch, tmp_path):
   old = small_config().to_dict()
   data = {'training images': '0', 'textures': '0'}
-  workdir.claim(tmp_path, old, data)
+  claim.claim(tmp_path, old, data)
   (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
   field = config_lib.Field(3, lambda value: value > 2, 'take more than 2')
   monkeypatch.setitem(config_lib.FIELDS, 'data.magnification', field)
   # The default is what the older run had; its check and remedy hold at once.
   assert config_lib.default().data.magnification == 3
-  assert workdir.read_config(tmp_path)['data']['magnification'] == 3
+  assert claim.read_config(tmp_path)['data']['magnification'] == 3
   new = config_lib.complete(old)
-  workdir.claim(tmp_path, new, data)
+  claim.claim(tmp_path, new, data)
   with pytest.raises(UserError, match='magnification=1: take more than 2'):
     new['data']['magnification'] = 1
     config_lib.check(new)
   new['data']['magnification'] = 4
   with pytest.raises(UserError, match='config.data.magnification=4'):
-    workdir.claim(tmp_path, new, data)
+    claim.claim(tmp_path, new, data)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from matplotlib import _pylab_helpers
 from PIL import Image
 
-from draem_jax import metrics, plots
+from draem_jax import metrics
+from draem_jax.pictures import plots
 
 
 def has_color(array, color):

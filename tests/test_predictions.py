@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from draem_jax.detection.predictions import Predictions, picture_name
 from draem_jax.errors import UserError
-from draem_jax.predictions import Predictions, picture_name
 
 SETTINGS = {'model': '01234567', 'threshold': 0.1 + 0.2}
 

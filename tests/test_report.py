@@ -16,8 +16,9 @@ from matplotlib.path import Path
 from PIL import Image
 from splits import make_category, make_report, make_scored
 
-from draem_jax import config, figures, metrics, paper, report
+from draem_jax import config, metrics, paper, report
 from draem_jax.configs import mvtec
+from draem_jax.pictures import panels
 from draem_jax.report import charts, details, numbers, pictures
 
 HOSTILE = 'test/</script><img src=x onerror=alert(1)>&"\'/000.png'
@@ -299,8 +300,8 @@ def test_pictures_are_those_of_the_figures(tmp_path):
   for name, expected in (
     ('input', image),
     ('reconstruction', image),
-    ('heat', figures.heat_map_overlay(image, anomaly_map)),
-    ('map', figures.colorize(anomaly_map)),
+    ('heat', panels.heat_map_overlay(image, anomaly_map)),
+    ('map', panels.colorize(anomaly_map)),
   ):
     error = np.abs(decode(data['images'][1][name]) - expected / 255)
     assert error.mean() < 0.06, name

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from splits import make_category, make_report, make_scored
 
-from draem_jax import figures, metrics, report
+from draem_jax import metrics, report
+from draem_jax.pictures import panels
 
 webdriver = pytest.importorskip('selenium.webdriver')
 from selenium.webdriver.common.by import By  # noqa: E402
@@ -336,7 +337,7 @@ def test_table_shows_what_the_gallery_shows(window, split):
     assert row[:3] == [
       split['files'][index],
       split['defects'][index],
-      figures.number(score),
+      panels.number(score),
     ]
     assert row[3] == ('anomalous' if score > threshold else 'good')
     is_right = (score > threshold) == split['labels'][index]

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from draem_jax import state_dict
 from draem_jax.errors import UserError
+from draem_jax.torch_weights import state_dict
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 # Written by PyTorch 2.13: a state dict of odd arrays, with the prefix of

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from draem_jax import storage
+from draem_jax.workdir import storage
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

@@ -9,10 +9,13 @@ import pytest
 from small import random_images
 from untrained import random_variables
 
-from benchmarks import cost, fidelity_networks
-from draem_jax import models, score, train_step
-from draem_jax.convert import torch_arrays
+from benchmarks import cost
+from draem_jax import score
+from draem_jax.networks import models
 from draem_jax.simulator.simulate import Example
+from draem_jax.torch_weights.convert import torch_arrays
+from draem_jax.training import step as train_step
+from fidelity import networks as fidelity_networks
 
 torch = pytest.importorskip(
   'torch', reason='PyTorch is not installed: extra `peer`'

@@ -12,9 +12,9 @@ import zlib
 import numpy as np
 import pytest
 
-from draem_jax import torch_pickle
 from draem_jax.errors import UserError
-from draem_jax.state_dict import read_state_dict
+from draem_jax.torch_weights import pickle as torch_pickle
+from draem_jax.torch_weights.state_dict import read_state_dict
 
 
 def text(value):

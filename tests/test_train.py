@@ -6,21 +6,23 @@ import numpy as np
 import pytest
 from small import random_images, small_config
 
-from draem_jax import score, sharding, train, train_step
-from draem_jax.draw import sample_batch
+from draem_jax import devices, score
 from draem_jax.errors import UserError
 from draem_jax.simulator import simulate
+from draem_jax.training import step as train_step
+from draem_jax.training import train
+from draem_jax.training.sampling import sample_batch
 
 IMAGES, TEXTURES = random_images(7), random_images(5, seed=1)
 
 
 def make_trainer(num_devices=1, resident=True, **overrides):
   config = small_config(**overrides).to_dict()
-  mesh = sharding.make_mesh(config['batch_size'], jax.devices()[:num_devices])
+  mesh = devices.make_mesh(config['batch_size'], jax.devices()[:num_devices])
   images, textures = IMAGES, TEXTURES
   if resident:
     images, textures = jax.device_put(
-      (images, textures), sharding.replicated(mesh)
+      (images, textures), devices.replicated(mesh)
     )
   return train.Trainer(config, images=images, textures=textures, mesh=mesh)
 

@@ -6,14 +6,16 @@ import numpy as np
 import optax
 from small import small_config
 
-from draem_jax import checkpoint, models, train_step, workdir
-from draem_jax import thresholds as thresholds_lib
+from draem_jax.networks import models
+from draem_jax.training import step as train_step
+from draem_jax.workdir import checkpoint, claim
+from draem_jax.workdir import thresholds as thresholds_lib
 
 
 def write_workdir(folder, *, seed=0, thresholds=(0.5, 0.5), **overrides):
   """Writes config, checkpoint and, unless None, thresholds; returns folder."""
   config = small_config(**{'eval.batch_size': 4, **overrides}).to_dict()
-  workdir.claim(folder, config, {'training images': '0', 'textures': '0'})
+  claim.claim(folder, config, {'training images': '0', 'textures': '0'})
   checkpointer = checkpoint.Checkpointer(folder / 'checkpoints', keep=1)
   variables = random_variables(config['model'], seed)
   state = train_step.TrainState(

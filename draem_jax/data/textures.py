@@ -11,9 +11,9 @@ import skimage.data
 import skimage.util
 from jaxtyping import UInt8
 
-from draem_jax import storage
 from draem_jax.data import files, images
 from draem_jax.errors import UserError
+from draem_jax.workdir import storage
 
 _log = logging.getLogger(__name__)
 

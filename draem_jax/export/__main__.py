@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 from absl import flags
 
-from draem_jax import command, convert
-from draem_jax import workdir as workdir_lib
-from draem_jax.detector import Detector
+from draem_jax import command
+from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import onnx, stablehlo, torch
+from draem_jax.torch_weights import convert
+from draem_jax.workdir import claim
 
 # A writer and the order of channels that its users expect.
 FORMATS: dict[str, tuple[Callable[..., list[str]], str]] = {
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> None:
     pathlib.Path(path).expanduser() for path in (given.workdir, given.output)
   )
   detector = Detector.load(workdir)
-  category = workdir_lib.read_config(workdir).get('category', 'model')
+  category = claim.read_config(workdir).get('category', 'model')
   if output.exists() and not output.is_dir():
     raise UserError(f'--output={output} is a file: name a folder')
   write, channel_order = FORMATS[given.format]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from draem_jax import storage
-from draem_jax.detector import Detector
+from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import program
+from draem_jax.workdir import storage
 
 FILE = 'detector.onnx'
 

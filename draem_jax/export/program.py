@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Num, UInt8
 
 from draem_jax import score as score_lib
-from draem_jax.detector import Detector, resize_map
+from draem_jax.detection.detector import Detector, resize_map
 
 INPUT = 'images'
 OUTPUTS = ('anomaly_map', 'score')

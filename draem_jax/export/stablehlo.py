@@ -5,10 +5,11 @@ import pathlib
 import jax
 import jax.export
 
-from draem_jax import score, storage
-from draem_jax.detector import Detector
+from draem_jax import score
+from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import program
+from draem_jax.workdir import storage
 
 PROGRAM_FILE = 'detector.stablehlo'
 DESCRIPTION_FILE = 'detector.json'

@@ -2,9 +2,9 @@
 
 import pathlib
 
-from draem_jax import convert
-from draem_jax.detector import Detector
+from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
+from draem_jax.torch_weights import convert
 
 
 def write(

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from draem_jax import config as config_lib
-from draem_jax import figures, storage
-from draem_jax import workdir as workdir_lib
 from draem_jax.data.images import map_parallel
 from draem_jax.evaluate import Evaluation
+from draem_jax.pictures import panels
 from draem_jax.report import charts, details, document, numbers, pictures
 from draem_jax.report.document import escape
+from draem_jax.workdir import claim, storage
 
 # Images whose pictures are kept; of more, those that are furthest from right.
 _MAX_PICTURES = 1000
@@ -37,7 +37,7 @@ def write_report(
   path = pathlib.Path(workdir) / 'report.html'
   config = {}
   if (path.parent / 'config.json').exists():
-    config = workdir_lib.read_config(workdir)
+    config = claim.read_config(workdir)
     config = config_lib.flatten(config)
   headline, sections = 'There are no test images.', ''
   data: dict[str, Any] = {'images': []}
@@ -96,7 +96,7 @@ def _sections(evaluation: Evaluation, threshold_note: str) -> str:
   if evaluation.best_f1_threshold is not None:
     best_button = (
       '<button type="button" id="use-best">Best F1: '
-      f'{figures.number(evaluation.best_f1_threshold)}</button>'
+      f'{panels.number(evaluation.best_f1_threshold)}</button>'
     )
   kinds = Counter(evaluation.category.test_defects)
   options = ''.join(
@@ -112,7 +112,7 @@ def _sections(evaluation: Evaluation, threshold_note: str) -> str:
     )
   return document.fill(
     'test.html',
-    detector_threshold=figures.number(evaluation.thresholds.image),
+    detector_threshold=panels.number(evaluation.thresholds.image),
     best=best_button,
     threshold_note=escape(threshold_note),
     histogram=charts.histogram(scored.score, labels, _axis_end(evaluation)),
@@ -172,8 +172,8 @@ def _data(evaluation: Evaluation) -> dict[str, Any]:
       anomaly_map = scored.anomaly_map[index]
       kinds = {
         'input': image,
-        'heat': figures.heat_map_overlay(image, anomaly_map),
-        'map': figures.colorize(anomaly_map),
+        'heat': panels.heat_map_overlay(image, anomaly_map),
+        'map': panels.colorize(anomaly_map),
       }
       if scored.reconstruction is not None:
         kinds['reconstruction'] = scored.reconstruction[index]

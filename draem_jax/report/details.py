@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from draem_jax import config as config_lib
-from draem_jax import results
 from draem_jax.configs import mvtec
 from draem_jax.report import numbers
 from draem_jax.report.document import escape
-from draem_jax.thresholds import Thresholds
+from draem_jax.workdir import results
+from draem_jax.workdir.thresholds import Thresholds
 
 # Fields that shape no weights, but the scores or what is compared with them.
 _READ_FIELDS = (

@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from draem_jax import figures, plots
+from draem_jax.pictures import panels, plots
 
 _FILES = resources.files('draem_jax.report')
 
 # Colors that the pictures have too; the style sheet knows the rest.
 _COLORS = {
-  '--good': figures.GOOD_COLOR,
-  '--anomalous': figures.ANOMALOUS_COLOR,
-  '--outline': figures.OUTLINE_COLOR,
+  '--good': panels.GOOD_COLOR,
+  '--anomalous': panels.ANOMALOUS_COLOR,
+  '--outline': panels.OUTLINE_COLOR,
   '--images': plots.IMAGE_COLOR,
   '--pixels': plots.PIXEL_COLOR,
 }
@@ -68,7 +68,7 @@ def page(*, title: str, body: str, script: str, data: Any) -> str:
 
 def _colors() -> str:
   """The colors of the pictures as CSS declarations."""
-  stops = figures.colorize(np.linspace(0, 1, _NUM_STOPS)[None])[0]
+  stops = panels.colorize(np.linspace(0, 1, _NUM_STOPS)[None])[0]
   gradient = ','.join('#' + bytes(stop).hex() for stop in stops)
   colors = _COLORS | {'--map': gradient}
   return ''.join(f'{name}:{value};' for name, value in colors.items())

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from draem_jax import results
 from draem_jax.metrics import METRICS, Metric
 from draem_jax.report.document import escape
+from draem_jax.workdir import results
 
 MISSING = '–'
 

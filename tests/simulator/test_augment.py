@@ -7,8 +7,8 @@ import pytest
 import skimage.color
 from PIL import Image, ImageEnhance, ImageOps
 
-from benchmarks import fidelity_simulator
 from draem_jax.simulator import augment, random_augment
+from fidelity import simulator as fidelity_simulator
 
 _GOLDEN = {
   name: (expected, ours)

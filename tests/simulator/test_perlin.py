@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import fidelity_simulator
 from draem_jax.simulator import perlin
+from fidelity import simulator as fidelity_simulator
 
 
 def test_golden_noise():

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from benchmarks import fidelity_simulator
 from draem_jax.simulator import rotation
+from fidelity import simulator as fidelity_simulator
 
 
 def test_golden_rotations():

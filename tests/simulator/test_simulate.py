@@ -12,7 +12,6 @@ import pytest
 from skimage import data as pictures
 from skimage import measure
 
-from benchmarks import fidelity_simulator
 from draem_jax.errors import UserError
 from draem_jax.simulator import (
   augment,
@@ -25,6 +24,7 @@ from draem_jax.simulator import (
 )
 from draem_jax.simulator import textures as textures_part
 from draem_jax.simulator.options import Options
+from fidelity import simulator as fidelity_simulator
 
 _OPTIONS = fidelity_simulator.release_options()
 _ALWAYS = dataclasses.replace(

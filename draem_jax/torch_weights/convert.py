@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from draem_jax import models
 from draem_jax.errors import UserError
-from draem_jax.state_dict import read_state_dict, write_state_dict
-from draem_jax.torch_pickle import short
+from draem_jax.networks import models
+from draem_jax.torch_weights.pickle import short
+from draem_jax.torch_weights.state_dict import read_state_dict, write_state_dict
 
 ChannelOrder = Literal['bgr', 'rgb']
 CHANNEL_ORDERS = ('bgr', 'rgb')

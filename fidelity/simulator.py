@@ -1,7 +1,7 @@
 """How near the simulator comes to the release: noise, operations, statistics.
 
-    python -m benchmarks.fidelity_simulator
-    python -m benchmarks.fidelity_simulator \
+    python -m fidelity.simulator
+    python -m fidelity.simulator \
         --images=/data/mvtec_ad/bottle/train/good --textures=/data/dtd/images
 
 The first compares single operations with arrays that the release's libraries

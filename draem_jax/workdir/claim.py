@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from draem_jax import config as config_lib
-from draem_jax import storage
 from draem_jax.errors import UserError
+from draem_jax.workdir import storage
 
 
 def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:

@@ -18,7 +18,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from draem_jax.convolution import conv3x3
-from draem_jax.layers import batch_normalize, max_pool, normalize, upsample
+from draem_jax.networks.layers import (
+  batch_normalize,
+  max_pool,
+  normalize,
+  upsample,
+)
 
 _STRIDE = 32  # Five poolings in the discriminative encoder.
 _KEEP = 0.9  # What a running average keeps of its old value in one step.

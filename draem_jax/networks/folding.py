@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from draem_jax import layers
+from draem_jax.networks import layers
 
 
 def fold(variables: Mapping[str, Any]) -> dict[str, Any]:

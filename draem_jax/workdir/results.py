@@ -17,10 +17,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from draem_jax import paper, storage
+from draem_jax import paper
 from draem_jax.errors import UserError
 from draem_jax.evaluate import Evaluation
 from draem_jax.metrics import METRICS
+from draem_jax.workdir import storage
 
 _RESULTS, _TIMING = 'results.json', 'timing.json'
 

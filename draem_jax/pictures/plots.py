@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from draem_jax import figures, metrics
-from draem_jax.page import GRAY, INK, LIGHT
+from draem_jax import metrics
+from draem_jax.pictures import panels
+from draem_jax.pictures.canvas import GRAY, INK, LIGHT
 
 IMAGE_COLOR = '#009E73'
 PIXEL_COLOR = '#CC79A7'
@@ -81,8 +82,8 @@ def draw_histogram(
   edges = np.linspace(0, end, 41)
   jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(scores))
   kinds = (
-    ('good', ~labels, figures.GOOD_COLOR, 1),
-    ('anomalous', labels, figures.ANOMALOUS_COLOR, 0),
+    ('good', ~labels, panels.GOOD_COLOR, 1),
+    ('anomalous', labels, panels.ANOMALOUS_COLOR, 0),
   )
   for kind, chosen, color, row in kinds:
     label = f'{kind} ({int(chosen.sum())})'
@@ -104,7 +105,7 @@ def draw_histogram(
     bars.plot(
       *([], []),
       **{'color': INK, 'linewidth': 1.2, 'linestyle': '--'},
-      label=f'threshold {figures.number(threshold)}',
+      label=f'threshold {panels.number(threshold)}',
     )
   bars.legend(frameon=False)
   _save(path, figure)
@@ -146,7 +147,7 @@ def _mark_threshold(
       *([x], [y]),
       **{'marker': 'o', 'markersize': 8, 'linestyle': '', 'zorder': 3},
       **{'color': IMAGE_COLOR, 'markeredgecolor': 'white'},
-      label=f'threshold {figures.number(threshold)}',
+      label=f'threshold {panels.number(threshold)}',
       clip_on=False,
     )
 
@@ -173,4 +174,4 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
 def _save(path: str | pathlib.Path, figure: Figure) -> None:
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
-  figures.save_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())
+  panels.save_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())

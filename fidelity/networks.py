@@ -3,7 +3,7 @@
 What is compared is the code that trains: `train_step.make_update`.
 
 Each `..._cases` yields what was computed here beside what the release computed;
-tests bound the differences and `benchmarks.fidelity` tabulates them.
+tests bound the differences and `python -m fidelity` tabulates them.
 """
 
 import functools
@@ -15,8 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from draem_jax import convert, losses, models, score, train, train_step
+from draem_jax import losses, score
+from draem_jax.networks import models
 from draem_jax.simulator.simulate import Example
+from draem_jax.torch_weights import convert
+from draem_jax.training import step as train_step
+from draem_jax.training import train
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'tests' / 'golden'
 WIDTHS = convert.Widths(4, 2)

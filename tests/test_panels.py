@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from draem_jax import figures
+from draem_jax.pictures import panels
 
 
 def picture(height, width, *, seed=0):
@@ -28,7 +28,7 @@ def has_color(array, color):
 def test_overlay_leaves_the_image_alone_where_the_map_is_zero():
   image = picture(40, 30)
   anomaly_map = square_mask(40, 30).astype(np.float32)
-  overlay = figures.heat_map_overlay(image, anomaly_map)
+  overlay = panels.heat_map_overlay(image, anomaly_map)
   assert overlay.dtype == np.uint8 and overlay.shape == image.shape
   np.testing.assert_array_equal(
     overlay[anomaly_map == 0], image[anomaly_map == 0]
@@ -40,8 +40,8 @@ def test_overlay_covers_more_the_higher_the_map():
   black, white = np.zeros((1, 256, 3)), np.ones((1, 256, 3))
   ramp = np.linspace(0, 1, 256)[None]
   # What the image still contributes is the difference between the two.
-  through = figures.heat_map_overlay(white, ramp).astype(int)
-  through -= figures.heat_map_overlay(black, ramp)
+  through = panels.heat_map_overlay(white, ramp).astype(int)
+  through -= panels.heat_map_overlay(black, ramp)
   assert np.all(np.diff(through[0, :, 0]) <= 1)
   assert through[0, 0, 0] == 255 and 0 < through[0, -1, 0] < 128
 
@@ -50,11 +50,11 @@ def test_overlay_takes_float_images_and_clips_maps():
   image = picture(8, 8)
   wild = np.linspace(-1, 2, 64).reshape(8, 8)
   np.testing.assert_array_equal(
-    figures.heat_map_overlay(image / np.float32(255), wild),
-    figures.heat_map_overlay(image, np.clip(wild, 0, 1)),
+    panels.heat_map_overlay(image / np.float32(255), wild),
+    panels.heat_map_overlay(image, np.clip(wild, 0, 1)),
   )
   with pytest.raises(ValueError, match='do not fit'):
-    figures.heat_map_overlay(image, np.zeros((4, 4)))
+    panels.heat_map_overlay(image, np.zeros((4, 4)))
 
 
 def test_outline_runs_around_the_mask_and_nowhere_else():
@@ -64,13 +64,13 @@ def test_outline_runs_around_the_mask_and_nowhere_else():
   expected = np.zeros((20, 20), bool)
   expected[4:10, 5:13] = True
   expected &= ~mask
-  drawn = np.any(figures.draw_outline(image, mask) != image, axis=-1)
+  drawn = np.any(panels.draw_outline(image, mask) != image, axis=-1)
   np.testing.assert_array_equal(drawn, expected)
   assert not np.any(image)
 
 
 def test_brightness_of_the_map_grows_with_its_value():
-  colors = figures.colorize(np.linspace(0, 1, 256)[None])[0].astype(float)
+  colors = panels.colorize(np.linspace(0, 1, 256)[None])[0].astype(float)
   luminance = colors @ [0.2126, 0.7152, 0.0722]
   assert np.all(np.diff(luminance) > -0.5)
   assert luminance[0] < 5 and luminance[-1] > 220
@@ -80,8 +80,8 @@ def test_brightness_of_the_map_grows_with_its_value():
 def test_panel_is_a_row_of_tiles(size):
   image, mask = picture(*size), square_mask(*size)
   given = dict(image=image, anomaly_map=mask * 0.5, score=0.7, name='a.png')
-  without = figures.panel(**given)
-  panel = figures.panel(
+  without = panels.panel(**given)
+  panel = panels.panel(
     **given,
     reconstruction=image / 255,
     mask=mask,
@@ -94,13 +94,13 @@ def test_panel_is_a_row_of_tiles(size):
   assert panel.shape[0] == without.shape[0] >= tile * size[0] / max(size)
   column = max(round(tile * size[1] / max(size)), 256)
   assert panel.shape[1] - without.shape[1] == pytest.approx(column + 12)
-  assert has_color(panel, figures.OUTLINE_COLOR)
-  assert not has_color(without, figures.OUTLINE_COLOR)
+  assert has_color(panel, panels.OUTLINE_COLOR)
+  assert not has_color(without, panels.OUTLINE_COLOR)
 
 
 def test_panel_shows_input_and_overlay_as_they_are():
   image = picture(256, 256)
-  panel = figures.panel(
+  panel = panels.panel(
     image=image, anomaly_map=np.zeros((256, 256)), score=0.0, name='a.png'
   )
   top, left = panel.shape[0] - 256 - 16, 16
@@ -114,12 +114,12 @@ def test_panel_shows_input_and_overlay_as_they_are():
 @pytest.mark.parametrize(
   ('score', 'color', 'absent'),
   [
-    (0.6, figures.ANOMALOUS_COLOR, figures.GOOD_COLOR),
-    (0.5, figures.GOOD_COLOR, figures.ANOMALOUS_COLOR),
+    (0.6, panels.ANOMALOUS_COLOR, panels.GOOD_COLOR),
+    (0.5, panels.GOOD_COLOR, panels.ANOMALOUS_COLOR),
   ],
 )
 def test_panel_tells_the_verdict_by_color(score, color, absent):
-  panel = figures.panel(
+  panel = panels.panel(
     image=np.full((64, 64, 3), 255, np.uint8),
     anomaly_map=np.zeros((64, 64)),
     score=score,
@@ -138,7 +138,7 @@ def test_panel_judges_by_the_label_whatever_the_defect_is_called():
     threshold=0.5,
     defect='good',
   )
-  headline = lambda label: figures.panel(label=label, **given)[:40]
+  headline = lambda label: panels.panel(label=label, **given)[:40]
   unknown, alarm, found = map(headline, (None, False, True))
   # What the verdict is worth stands behind it, so that it moves to the left.
   first = lambda array: np.flatnonzero(
@@ -154,8 +154,8 @@ def test_a_long_name_stays_clear_of_the_score():
     score=0.25,
     threshold=0.5,
   )
-  short = figures.panel(name='', **given)
-  long = figures.panel(name='folder/' * 60 + 'a.png', **given)
+  short = panels.panel(name='', **given)
+  long = panels.panel(name='folder/' * 60 + 'a.png', **given)
   changed = np.flatnonzero(np.any(short != long, axis=(0, 2)))
   score = np.flatnonzero(np.any(short[:40] < 255, axis=(0, 2)))
   assert changed.max() + 8 < score.min()
@@ -165,7 +165,7 @@ def gallery(labels, scores, **given):
   count = len(labels)
   shades = np.arange(count, dtype=np.uint8) * 10 + 50
   images = np.broadcast_to(shades[:, None, None, None], (count, 32, 32, 3))
-  return figures.mistakes_gallery(
+  return panels.mistakes_gallery(
     images=images,
     anomaly_maps=np.zeros((count, 32, 32), np.float32),
     scores=np.array(scores),
@@ -195,22 +195,22 @@ def test_gallery_without_one_of_the_kinds_is_shorter():
   one = gallery([False, False], [0.2, 0.8], threshold=0.5)
   assert one.shape[0] < both.shape[0] and one.shape[1] == both.shape[1]
   # The one that scores 0.8 is a false alarm; both verdicts above are correct.
-  assert has_color(one, figures.ANOMALOUS_COLOR)
-  assert not has_color(both, figures.ANOMALOUS_COLOR)
+  assert has_color(one, panels.ANOMALOUS_COLOR)
+  assert not has_color(both, panels.ANOMALOUS_COLOR)
 
 
 def test_simulated_sheet_has_a_row_an_example_and_a_column_a_kind():
   images = np.stack([picture(64, 64, seed=seed) / 255 for seed in range(3)])
   masks = np.stack([square_mask(64, 64)] * 3).astype(np.float32)
   given = dict(images=images, augmented=images, masks=masks)
-  small = figures.simulated_sheet(**given, max_examples=2)
-  full = figures.simulated_sheet(
+  small = panels.simulated_sheet(**given, max_examples=2)
+  full = panels.simulated_sheet(
     **given, reconstructions=images, anomaly_maps=masks
   )
   cell = 176 + 12
   assert full.shape[0] - small.shape[0] == cell
   assert full.shape[1] - small.shape[1] == 2 * cell
-  assert has_color(full, figures.OUTLINE_COLOR)
+  assert has_color(full, panels.OUTLINE_COLOR)
 
 
 @pytest.mark.parametrize('lacking', ['reconstructions', 'anomaly_maps'])
@@ -219,27 +219,27 @@ def test_simulated_sheet_has_no_column_of_what_there_is_not(lacking):
   masks = np.stack([square_mask(64, 64)] * 2).astype(np.float32)
   given = dict(images=images, augmented=images, masks=masks)
   given |= dict(reconstructions=images, anomaly_maps=masks)
-  full = figures.simulated_sheet(**given)
-  sheet = figures.simulated_sheet(**given | {lacking: None})
+  full = panels.simulated_sheet(**given)
+  sheet = panels.simulated_sheet(**given | {lacking: None})
   cell = 176 + 12
   assert sheet.shape == (full.shape[0], full.shape[1] - cell, 3)
   # The last column is a tile, no empty space.
   assert np.any(sheet[100:, -16 - 176 : -16] != 255)
   has_outline = lacking == 'reconstructions'
-  assert has_color(sheet, figures.OUTLINE_COLOR) == has_outline
+  assert has_color(sheet, panels.OUTLINE_COLOR) == has_outline
 
 
 def test_save_png_creates_folders_and_keeps_every_pixel(tmp_path):
   array = picture(30, 20)
   path = tmp_path / 'new' / 'folder' / 'a.png'
-  figures.save_png(path, array)
+  panels.save_png(path, array)
   np.testing.assert_array_equal(np.asarray(Image.open(path)), array)
   assert os.listdir(path.parent) == ['a.png']
 
 
 def test_save_png_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / 'a.png'
-  figures.save_png(path, picture(8, 8))
+  panels.save_png(path, picture(8, 8))
   before = path.read_bytes()
 
   def write_half(self, file, **_):
@@ -248,6 +248,6 @@ def test_save_png_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
   monkeypatch.setattr(Image.Image, 'save', write_half)
   with pytest.raises(OSError, match='No space'):
-    figures.save_png(path, picture(9, 9))
+    panels.save_png(path, picture(9, 9))
   assert path.read_bytes() == before
   assert os.listdir(tmp_path) == ['a.png']

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from draem_jax import torch_pickle
 from draem_jax.errors import UserError
-from draem_jax.torch_pickle import BadFile, Storage, Tensor, short
+from draem_jax.torch_weights import pickle as torch_pickle
+from draem_jax.torch_weights.pickle import BadFile, Storage, Tensor, short
 
 _ZIP_SIGNATURE = b'PK\x03\x04'
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C

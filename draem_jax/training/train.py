@@ -12,28 +12,22 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
-from draem_jax import (
-  checkpoint,
-  draw,
-  figures,
-  interrupt,
-  models,
-  profiling,
-  score,
-  sharding,
-  storage,
-)
-from draem_jax import writer as writer_lib
+from draem_jax import devices, interrupt, score
 from draem_jax.errors import UserError
+from draem_jax.networks import models
+from draem_jax.pictures import panels
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
-from draem_jax.train_step import (
+from draem_jax.training import profiling, sampling
+from draem_jax.training import writer as writer_lib
+from draem_jax.training.step import (
   Recipe,
   TrainState,
   abstract,
   init_state,
   make_train_step,
 )
+from draem_jax.workdir import checkpoint, storage
 
 _log = logging.getLogger(__name__)
 
@@ -136,14 +130,14 @@ class Trainer:
       mesh: over every device by default.
     """
     self.config = config
-    self.mesh = mesh or sharding.make_mesh(config['batch_size'])
+    self.mesh = mesh or devices.make_mesh(config['batch_size'])
     self.model = models.make(config)
     self.options = Options(**config['simulator'])
     self.num_steps = count_steps(config, len(images))
     self.schedule = make_schedule(config, self.num_steps)
     self.optimizer = make_optimizer(self.schedule)
     self.images, self.textures = images, textures
-    self._everywhere = sharding.replicated(self.mesh)
+    self._everywhere = devices.replicated(self.mesh)
     self._sample = jax.jit(self._sample_batch)
     step = make_train_step(
       self.model,
@@ -170,7 +164,7 @@ class Trainer:
     )
     # Whole in every process, wherever its batch was computed.
     self._preview = jax.jit(
-      self._preview_batch, out_shardings=sharding.replicated(self.mesh)
+      self._preview_batch, out_shardings=devices.replicated(self.mesh)
     )
 
   def init_state(self) -> TrainState:
@@ -195,8 +189,8 @@ class Trainer:
     """The examples of step `step`, and what the networks make of them."""
     return jax.device_get(self._preview(state.evaluated, *self._fetch(step)))
 
-  def _sample_batch(self, step: Int[Array, ''] | int) -> draw.Sample:
-    return draw.sample_batch(
+  def _sample_batch(self, step: Int[Array, ''] | int) -> sampling.Sample:
+    return sampling.sample_batch(
       self.config['seed'],
       step,
       batch_size=self.config['batch_size'],
@@ -213,10 +207,10 @@ class Trainer:
         self.textures[sampled.textures],
       )
     else:
-      images = sharding.put_batch(
+      images = devices.put_batch(
         self.images[np.asarray(sampled.images)], self.mesh
       )
-      textures = sharding.put_batch(
+      textures = devices.put_batch(
         self.textures[np.asarray(sampled.textures)], self.mesh
       )
     return images, textures, sampled.keys
@@ -263,7 +257,7 @@ def train(
   saves = -(-(trainer.num_steps - first) // config['checkpoint_every'])
   checkpointer.check_room(state, state.evaluated, saves=saves)
   writer = None
-  if sharding.is_main_process():
+  if devices.is_main_process():
     writer = writer_lib.Writer(
       workdir,
       first_step=first,
@@ -323,7 +317,7 @@ def _agree_to_stop(signal_number: int, step: int) -> int:
   """
   if jax.process_count() > 1 and step % _AGREE_EVERY:
     return 0
-  return sharding.max_over_processes(signal_number)
+  return devices.max_over_processes(signal_number)
 
 
 def _check_finite(
@@ -363,7 +357,7 @@ def _write_panel(
   if not writer:
     return
   example, reconstruction = preview.example, preview.reconstruction
-  sheet = figures.simulated_sheet(
+  sheet = panels.simulated_sheet(
     images=example.image,
     augmented=example.augmented,
     masks=example.mask,
@@ -372,6 +366,6 @@ def _write_panel(
     ),
     anomaly_maps=preview.anomaly_map,
   )
-  figures.save_png(workdir / 'figures' / 'simulated.png', sheet)
+  panels.save_png(workdir / 'figures' / 'simulated.png', sheet)
   writer.write_panel(step, sheet)
   writer.skip_time()

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from draem_jax import figures, models, pipeline
 from draem_jax.data import images
 from draem_jax.data.files import find_images
-from draem_jax.detector import Detector
-from draem_jax.predictions import Predictions
-from draem_jax.thresholds import Thresholds
+from draem_jax.detection import stream
+from draem_jax.detection.detector import Detector
+from draem_jax.detection.predictions import Predictions
+from draem_jax.networks import models
+from draem_jax.pictures import panels
+from draem_jax.workdir.thresholds import Thresholds
 
 
 class Redness:
@@ -50,7 +52,7 @@ def write_image(path, *, size=(40, 60), square=None):
 
 def run(detector, folder, output):
   with contextlib.closing(Predictions(output, {})) as predictions:
-    return pipeline.score_files(detector, find_images(str(folder)), predictions)
+    return stream.score_files(detector, find_images(str(folder)), predictions)
 
 
 def rows(output):
@@ -75,8 +77,8 @@ def test_what_is_written_of_an_image(detector, tmp_path):
     levels / 65535, found.anomaly_map[0], rtol=0, atol=0.51 / 65535
   )
   overlay = np.asarray(Image.open(tmp_path / 'out' / 'overlays/x/a.png'))
-  expected = figures.heat_map_overlay(image, found.anomaly_map[0])
-  expected = figures.draw_outline(expected, found.mask[0])
+  expected = panels.heat_map_overlay(image, found.anomaly_map[0])
+  expected = panels.draw_outline(expected, found.mask[0])
   np.testing.assert_array_equal(overlay, expected)
   with Image.open(tmp_path / 'out' / 'maps' / 'x' / 'a.bmp.png') as levels:
     assert levels.size == (33, 70)
@@ -85,7 +87,7 @@ def test_what_is_written_of_an_image(detector, tmp_path):
 def test_strips_do_not_show(detector, tmp_path, monkeypatch):
   write_image(tmp_path / 'in' / 'a.png', square=(10, 20, 20))
   run(detector, tmp_path / 'in', tmp_path / 'whole')
-  monkeypatch.setattr(pipeline, '_STRIP', 7 * 60)
+  monkeypatch.setattr(stream, '_STRIP', 7 * 60)
   run(detector, tmp_path / 'in', tmp_path / 'strips')
   whole, strips = (
     (tmp_path / name / 'overlays' / 'a.png').read_bytes()
@@ -209,7 +211,7 @@ def test_a_full_disk_ends_the_run_and_names_the_file(
 def test_lines_where_there_is_no_terminal(
   detector, tmp_path, caplog, monkeypatch
 ):
-  monkeypatch.setattr(pipeline, '_LINE_EVERY', 0)
+  monkeypatch.setattr(stream, '_LINE_EVERY', 0)
   for index in range(3):
     write_image(tmp_path / 'in' / f'{index}.png', square=(5, 5, 30))
   with caplog.at_level('INFO', 'draem_jax'):

@@ -10,7 +10,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from draem_jax import losses, models, sharding
+from draem_jax import devices, losses
+from draem_jax.networks import models
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
 
@@ -74,7 +75,7 @@ def init_state(
   quick = {'xla_backend_optimization_level': 0}
   return jax.jit(
     init,
-    out_shardings=sharding.replicated(mesh),
+    out_shardings=devices.replicated(mesh),
     compiler_options=quick if mesh.devices.flat[0].platform == 'cpu' else None,
   )(key)
 
@@ -123,7 +124,7 @@ def make_train_step(
     keys [b]) that returns the next state and the losses as scalars. It is not
     compiled yet.
   """
-  split = sharding.batch_sharded(mesh)
+  split = devices.batch_sharded(mesh)
   update = make_update(model, optimizer, recipe)
 
   def train_step(

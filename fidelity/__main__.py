@@ -1,7 +1,7 @@
 """The tables of docs/fidelity.md: how near the numbers come to the release's.
 
-    python -m benchmarks.fidelity
-    python -m benchmarks.fidelity --images=/data/mvtec_ad/bottle/train/good \
+    python -m fidelity
+    python -m fidelity --images=/data/mvtec_ad/bottle/train/good \
         --textures=/data/dtd/images --write
 
 The first prints what the golden arrays of `tests/golden` allow. The second adds
@@ -19,9 +19,11 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from benchmarks import fidelity_networks, fidelity_simulator, machine
-from benchmarks.fidelity_networks import Case
-from benchmarks.fidelity_simulator import Row, markdown
+from benchmarks import machine
+from fidelity import networks as fidelity_networks
+from fidelity import simulator as fidelity_simulator
+from fidelity.networks import Case
+from fidelity.simulator import Row, markdown
 
 PAGE = pathlib.Path(__file__).parents[1] / 'docs' / 'fidelity.md'
 START, END = '<!-- measured: start -->', '<!-- measured: end -->'

@@ -4,8 +4,8 @@ import dataclasses
 import json
 import pathlib
 
-from draem_jax import storage
 from draem_jax.errors import UserError
+from draem_jax.workdir import storage
 
 FILE = 'thresholds.json'
 

@@ -26,7 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from draem_jax import sharding
+from draem_jax import devices
 from draem_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Checkpointer:
     saves = min(saves, max(self._keep + 1 - len(self.steps()), 1))
     free = shutil.disk_usage(self.folder).free
     # Together, or one process of a cluster would wait for another in vain.
-    if sharding.max_over_processes(saves * size > free):
+    if devices.max_over_processes(saves * size > free):
       raise UserError(
         f'{self.folder} has {free / 2**20:,.0f} MiB of free space, where'
         f' {saves * size / 2**20:,.0f} MiB of checkpoints are to come: make'
@@ -152,7 +152,7 @@ class Checkpointer:
 
   def _set_aside(self, steps: list[int]) -> None:
     """Renames checkpoints, so that orbax neither counts nor deletes them."""
-    if sharding.is_main_process():
+    if devices.is_main_process():
       for step in steps:
         path = self.folder / str(step)
         aside = path.with_name(f'{step}.damaged')
@@ -162,7 +162,7 @@ class Checkpointer:
           aside = path.with_name(f'{step}.damaged-{number}')
         path.rename(aside)
         _log.warning('checkpoint %s is kept as %s', path, aside)
-    sharding.wait_for_processes('checkpoints are set aside')
+    devices.wait_for_processes('checkpoints are set aside')
     self._manager.reload()
 
   @contextlib.contextmanager
@@ -262,7 +262,7 @@ def _read_newest(
   while True:
     step = max(set(_steps(folder)) - set(damaged), default=-1)
     if together:
-      step = sharding.main_process_says(step)
+      step = devices.main_process_says(step)
     if step < 0:
       break
     path, result, error = folder / str(step), None, None
@@ -273,7 +273,7 @@ def _read_newest(
     # A process that fails must not leave the others waiting: all know first.
     worst = own = 0 if error is None else 1 if _is_damage(error) else 2
     if together:
-      worst = sharding.max_over_processes(own)
+      worst = devices.max_over_processes(own)
     if own == 2:
       raise error
     if worst == 2:

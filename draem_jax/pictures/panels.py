@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageColor
 from scipy import ndimage
 
-from draem_jax import storage
-from draem_jax.page import GRAY, Page
+from draem_jax.pictures.canvas import GRAY, Page
+from draem_jax.workdir import storage
 
 GOOD_COLOR = '#0072B2'
 ANOMALOUS_COLOR = '#D55E00'

@@ -3,8 +3,8 @@
 import logging
 import pathlib
 
-from draem_jax import figures, plots
 from draem_jax.evaluate import Evaluation
+from draem_jax.pictures import panels, plots
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
   folder, threshold = pathlib.Path(folder), evaluation.thresholds.image
   _log.info('drawing %d panels', len(evaluation.labels))
   for index, file in enumerate(category.test_files):
-    panel = figures.panel(
+    panel = panels.panel(
       image=category.test_images[index],
       reconstruction=None
       if scored.reconstruction is None
@@ -37,8 +37,8 @@ def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
     )
     # 'test/crack/000.png' becomes 'panels/crack/000.png'.
     picture = pathlib.Path(*pathlib.Path(file).parts[1:]).with_suffix('.png')
-    figures.save_png(folder / 'panels' / picture, panel)
-  gallery = figures.mistakes_gallery(
+    panels.save_png(folder / 'panels' / picture, panel)
+  gallery = panels.mistakes_gallery(
     images=category.test_images,
     anomaly_maps=scored.anomaly_map,
     masks=evaluation.masks,
@@ -47,7 +47,7 @@ def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
     names=category.test_files,
     threshold=threshold,
   )
-  figures.save_png(folder / 'mistakes.png', gallery)
+  panels.save_png(folder / 'mistakes.png', gallery)
   plots.draw_curves(
     folder / 'curves.png',
     evaluation.curves,

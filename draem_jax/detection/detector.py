@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from draem_jax import folding, models
-from draem_jax import workdir as workdir_lib
 from draem_jax.data.images import resize_bilinear
 from draem_jax.errors import UserError
+from draem_jax.networks import folding, models
 from draem_jax.score import map_and_score
-from draem_jax.thresholds import FILE as THRESHOLDS_FILE
-from draem_jax.thresholds import Thresholds, read_thresholds
+from draem_jax.workdir import claim
+from draem_jax.workdir.thresholds import FILE as THRESHOLDS_FILE
+from draem_jax.workdir.thresholds import Thresholds, read_thresholds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +117,10 @@ class Detector:
       UserError: if the folder holds no run or no checkpoint that fits it.
     """
     # Orbax takes a while to import, and only a workdir needs it.
-    from draem_jax import checkpoint
+    from draem_jax.workdir import checkpoint
 
     workdir = pathlib.Path(workdir)
-    config = workdir_lib.read_config(workdir)
+    config = claim.read_config(workdir)
     model = models.make(config)
     shapes = models.abstract_variables(model)
     variables = checkpoint.restore_variables(workdir / 'checkpoints', shapes)

@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
-from draem_jax import storage
+from draem_jax.workdir import storage
 
 _log = logging.getLogger(__name__)
 

@@ -22,11 +22,12 @@ import tqdm
 from jaxtyping import Bool, Float, UInt8
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from draem_jax import figures, sharding
+from draem_jax import devices
 from draem_jax.data import files, images
-from draem_jax.detector import Detector, resize_map
+from draem_jax.detection.detector import Detector, resize_map
+from draem_jax.detection.predictions import Predictions
 from draem_jax.errors import UserError
-from draem_jax.predictions import Predictions
+from draem_jax.pictures import panels
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ def score_files(
     len(names),
     len(found.names),
     found.root,
-    sharding.device_name(),
-    figures.number(detector.thresholds.image),
+    devices.device_name(),
+    panels.number(detector.thresholds.image),
     detector.thresholds.source,
   )
   # The networks need not look at a whole batch for a few images.
@@ -148,13 +149,13 @@ def _draw(
   rows = max(1, _STRIP // image.shape[1])
   overlay = np.concatenate(
     [
-      figures.heat_map_overlay(
+      panels.heat_map_overlay(
         image[top : top + rows], anomaly_map[top : top + rows]
       )
       for top in range(0, len(image), rows)
     ]
   )
-  return figures.draw_outline(overlay, mask) if mask.any() else overlay
+  return panels.draw_outline(overlay, mask) if mask.any() else overlay
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from draem_jax import storage
 from draem_jax.data import images
 from draem_jax.errors import UserError
+from draem_jax.workdir import storage
 
 TABLE = 'predictions.csv'
 OVERLAYS, MAPS = 'overlays', 'maps'

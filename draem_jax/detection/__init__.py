@@ -1,0 +1,1 @@
+"""A trained detector, and files in and predictions out."""

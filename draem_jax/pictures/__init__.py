@@ -1,0 +1,1 @@
+"""Pictures: panels, sheets and plots."""

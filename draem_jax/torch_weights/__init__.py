@@ -1,0 +1,1 @@
+"""The release's files, in and out."""

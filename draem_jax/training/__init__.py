@@ -1,0 +1,1 @@
+"""Training: the loop, its step, chance, and what it says of itself."""

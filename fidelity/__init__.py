@@ -1,0 +1,1 @@
+"""The comparison with the release, which tests and docs share."""

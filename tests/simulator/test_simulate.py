@@ -280,7 +280,7 @@ def test_rectangles_are_rectangles_of_the_told_size():
   draw = jax.jit(
     jax.vmap(lambda key: masks.rectangle_mask(key, (40, 60), options))
   )
-  corners = []
+  corners, sides = [], []
   for mask in np.asarray(draw(_keys(0, 300))) > 0:
     rows, columns = mask.any(1), mask.any(0)
     np.testing.assert_array_equal(mask, rows[:, None] & columns)
@@ -288,7 +288,9 @@ def test_rectangles_are_rectangles_of_the_told_size():
     assert 0.2 * 60 - 1 <= columns.sum() <= 0.5 * 60 + 1
     assert np.abs(np.diff(rows.astype(int))).sum() <= 2  # In one piece.
     corners.append((rows.argmax(), columns.argmax()))
+    sides.append((rows.mean(), columns.mean()))
   assert np.ptp(corners, axis=0).min() > 20
+  assert abs(np.corrcoef(np.transpose(sides))[0, 1]) < 5 / np.sqrt(300)
 
 
 def test_rectangles_are_as_many_as_told_and_about_as_large_as_perlins():

@@ -101,8 +101,8 @@ MUTANTS = (
   Mutant(
     'parts: two share a key',
     'simulator/simulate.py',
-    'keys = {part: jax.random.fold_in(key, i) for i, part in enumerate(_PARTS)}',
-    'keys = {p: jax.random.fold_in(key, i // 2) for i, p in enumerate(_PARTS)}',
+    'jax.random.fold_in(key, i) for i, part',
+    'jax.random.fold_in(key, i // 2) for i, part',
     _SIMULATE,
   ),
   Mutant(

@@ -149,7 +149,7 @@ class Draem(nn.Module):
   def __init__(
     self, reconstructive_width: int = 128, discriminative_width: int = 64
   ):
-    """Initialises as the release does."""
+    """Initializes as the release does."""
     super().__init__()
     self.reconstructive = ReconstructiveSubNetwork(reconstructive_width)
     self.discriminative = DiscriminativeSubNetwork(discriminative_width)

@@ -58,7 +58,7 @@ def whole_step(
 def step_without_simulator(
   trainer: train.Trainer, state: train_step.TrainState
 ) -> Callable[[int], float]:
-  """A contender: networks, losses and optimiser on one fixed example."""
+  """A contender: networks, losses and optimizer on one fixed example."""
   config = trainer.config
   shape = (config['batch_size'], config['image_size'], config['image_size'])
   rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from draem_jax import convolution
+from draem_jax.networks import convolution
 
 
 def random_arrays(batch, height, width, channels, features):
@@ -107,6 +107,8 @@ def lowered(x, platform):
     ((1, 256, 256, 64), jnp.bfloat16, 'cpu', False),
     ((1, 64, 64, 64), jnp.float32, 'cpu', False),
     ((8, 256, 256, 16), jnp.float32, 'cpu', False),
+    ((8, 128, 128, 32), jnp.float32, 'cpu', True),
+    ((8, 32, 32, 32), jnp.float32, 'cpu', False),
   ],
 )
 def test_way_is_chosen_by_size_and_platform(

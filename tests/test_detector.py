@@ -66,7 +66,7 @@ def test_a_map_lies_over_its_image_whatever_the_size():
   )
 
 
-def test_colours_do_not_trade_places():
+def test_colors_do_not_trade_places():
   image = with_red_square(32, 32, 8, 8, 16)
   assert redness()(image).score > 0.99
   assert redness()(image[..., ::-1]).score < 0.01

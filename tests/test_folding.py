@@ -10,7 +10,7 @@ from draem_jax.networks import folding, models
 from fidelity import networks as fidelity_networks
 
 
-def randomised(variables, dtype=np.float32):
+def randomized(variables, dtype=np.float32):
   """Variables with statistics far from those that folding could ignore."""
   rng = np.random.default_rng(0)
 
@@ -29,7 +29,7 @@ def randomised(variables, dtype=np.float32):
 
 @pytest.fixture(scope='module')
 def variables():
-  return randomised(fidelity_networks.load_variables())
+  return randomized(fidelity_networks.load_variables())
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +54,7 @@ def test_folded_networks_say_the_same(variables, images):
 
 def test_folding_is_exact_in_float64(variables, images):
   with jax.enable_x64(True):
-    exact = randomised(variables, np.float64)
+    exact = randomized(variables, np.float64)
     folded = folding.fold(exact)
     assert all(x.dtype == np.float64 for x in jax.tree.leaves(folded))
     found = fidelity_networks.evaluate(folded, images.astype(np.float64))
@@ -90,7 +90,7 @@ def test_nothing_of_the_norms_is_left(variables):
 def test_odd_channels_stay_as_they_are(channel):
   layer = models.ConvNormRelu(3)
   x = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
-  variables = randomised(layer.init(jax.random.key(1), x, train=False))
+  variables = randomized(layer.init(jax.random.key(1), x, train=False))
   variables['batch_stats']['var'][1] = 0 if channel == 'var is zero' else np.nan
   expected = layer.apply(variables, x, train=False)
   found = layer.apply(folding.fold(variables), x, train=False)

@@ -7,7 +7,7 @@ import pytest
 from draem_jax.networks import layers
 
 
-def plainly_normalise(x, scale, bias):
+def plainly_normalize(x, scale, bias):
   mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
   return nn.relu((x - mean) / jnp.sqrt(var + 1e-5) * scale + bias)
 
@@ -19,7 +19,7 @@ def test_batch_norm_and_its_gradient_follow_the_definition(guess):
   scale, bias = 1 + jax.random.normal(keys[1], (2, 5))
   weight = jax.random.normal(keys[2], x.shape)
   y, mean, var = layers.batch_normalize(x, scale, bias, jnp.full(5, guess))
-  np.testing.assert_allclose(y, plainly_normalise(x, scale, bias), 1e-4, 1e-4)
+  np.testing.assert_allclose(y, plainly_normalize(x, scale, bias), 1e-4, 1e-4)
   np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-5)
   np.testing.assert_allclose(var, x.var((0, 1, 2)), rtol=1e-4)
 
@@ -27,13 +27,13 @@ def test_batch_norm_and_its_gradient_follow_the_definition(guess):
     lambda *a: (layers.batch_normalize(*a, mean)[0] * weight).sum(), (0, 1, 2)
   )(x, scale, bias)
   expected = jax.grad(
-    lambda *a: (plainly_normalise(*a) * weight).sum(), (0, 1, 2)
+    lambda *a: (plainly_normalize(*a) * weight).sum(), (0, 1, 2)
   )(x, scale, bias)
   for a, b in zip(found, expected, strict=True):
     np.testing.assert_allclose(a, b, 1e-4, 1e-4)
 
 
-def test_a_constant_channel_is_normalised_to_its_bias():
+def test_a_constant_channel_is_normalized_to_its_bias():
   x = jnp.full((2, 4, 4, 1), 0.7)
   y, _, var = layers.batch_normalize(
     x, jnp.ones(1), jnp.full(1, 0.25), jnp.zeros(1)
@@ -42,14 +42,14 @@ def test_a_constant_channel_is_normalised_to_its_bias():
   assert 0 <= var[0] < 1e-6
 
 
-def test_bfloat16_is_normalised_in_float32():
+def test_bfloat16_is_normalized_in_float32():
   x = 300 + jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
   x = x.astype(jnp.bfloat16)
   arguments = jnp.ones(3), jnp.zeros(3), jnp.full(3, 299.0)
   y, mean, _ = layers.batch_normalize(x, *arguments)
   assert y.dtype == jnp.bfloat16
   assert mean.dtype == jnp.float32
-  expected = plainly_normalise(x.astype(jnp.float32), *arguments[:2])
+  expected = plainly_normalize(x.astype(jnp.float32), *arguments[:2])
   np.testing.assert_allclose(y.astype(jnp.float32), expected, 1e-2, 1e-2)
 
 

@@ -143,7 +143,7 @@ def test_parameter_counts_are_those_of_the_release():
   assert counts == [69_048_579, 28_374_146]
 
 
-def test_initialisation_is_that_of_the_release():
+def test_initialization_is_that_of_the_release():
   layer = models.ConvNormRelu(128)
   variables = layer.init(
     jax.random.key(0), jnp.zeros((1, 2, 2, 128)), train=False
@@ -242,7 +242,7 @@ def assert_trees_close(found, expected):
   )
 
 
-def test_two_devices_normalise_as_one(layer_and_arguments):
+def test_two_devices_normalize_as_one(layer_and_arguments):
   function, (variables, x, weight) = layer_and_arguments
   expected = jax.jit(function)(variables, x, weight)
   mesh = jax.make_mesh((2,), ('data',))

@@ -13,7 +13,7 @@ from draem_jax.torch_weights import state_dict
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 # Written by PyTorch 2.13: a state dict of odd arrays, with the prefix of
-# DataParallel, beside the state of an optimiser.
+# DataParallel, beside the state of an optimizer.
 VARIANTS = ('zip.pt', 'zip_protocol4.pt', 'stream.pt')
 
 

@@ -72,7 +72,7 @@ def resize(
     size: height and width of the result; may be symbolic.
   """
   for axis in (2, 1):
-    lower, upper, weight = _neighbours(x.shape[axis], size[axis - 1])
+    lower, upper, weight = _neighbors(x.shape[axis], size[axis - 1])
     a, b = (
       jnp.take(x, index, axis=axis).astype(jnp.float32)
       for index in (lower, upper)
@@ -82,7 +82,7 @@ def resize(
   return x
 
 
-def _neighbours(old: int, new: int) -> tuple[Array, Array, Array]:
+def _neighbors(old: int, new: int) -> tuple[Array, Array, Array]:
   """Indices of the two pixels between which each new pixel lies; its weight."""
   # In integers, counted in parts of a pixel, 2 * new of them in each: float32
   # would round positions, and now and then a prepared image to another level.

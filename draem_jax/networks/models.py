@@ -17,7 +17,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from draem_jax.convolution import conv3x3
+from draem_jax.networks.convolution import conv3x3
 from draem_jax.networks.layers import (
   batch_normalize,
   max_pool,

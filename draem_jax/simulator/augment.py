@@ -72,7 +72,7 @@ def sharpness(image: Image, *, factor: Scalar) -> Image:
     The smoother or sharper texture; the border is not smoothed.
   """
   height, width, channels = image.shape
-  # With the channels in the rows, neighbours are three places apart and sums of
+  # With the channels in the rows, neighbors are three places apart and sums of
   # shifted copies are plain vector additions, quicker than a convolution.
   levels = _levels(image).reshape(height, width * channels)
   padded = jnp.pad(levels, ((1, 1), (channels, channels)))

@@ -32,7 +32,7 @@ def _assert_on_grid(levels):
 
 
 def _texture(shape=(40, 50, 3), seed=0):
-  """A smooth uint8 picture with every kind of colour."""
+  """A smooth uint8 picture with every kind of color."""
   rng = np.random.default_rng(seed)
   coarse = rng.uniform(0, 255, (5, 5, 3))
   levels = np.asarray(jax.image.resize(coarse, shape, 'linear'))

@@ -10,10 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-# Measured on AMD EPYC: below either limit XLA's own way is as fast or faster,
-# from there on the products take half to a ninth of its time.
-_MIN_CHANNELS = 64
-_MIN_NUMBERS = 2**22  # In the larger of the two arrays.
+# Below either limit XLA's own way is as fast or faster (benchmarks/README.md).
+_MIN_CHANNELS = 32
+_MIN_NUMBERS = 2**19  # In the larger of the two arrays.
 _BLOCK_PIXELS = 2048  # Pixels whose shifted copies stay in the cache.
 
 
@@ -128,7 +127,7 @@ def _block_rows(batch: int, height: int, width: int) -> int:
 
 
 def _shift_sideways(x: Float[Array, 'b h w c']) -> Float[Array, 'b*h*w 3*c']:
-  """Lines up each pixel with its left and right neighbour, or with zeros."""
+  """Lines up each pixel with its left and right neighbor, or with zeros."""
   width, channels = x.shape[2:]
   column = np.arange(width)[:, None] + np.array([-1, 0, 1])
   inside = ((column >= 0) & (column < width)).reshape(-1, 1)

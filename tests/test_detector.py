@@ -273,7 +273,7 @@ def test_what_is_no_workdir_is_named(tmp_path):
 
 def test_loading_does_without_what_only_training_needs(folder):
   code = (
-    'import sys; from draem_jax.detector import Detector;'
+    'import sys; from draem_jax.detection import Detector;'
     f' Detector.load({str(folder)!r});'
     ' print([name for name in sys.modules if name in'
     ' ("tensorflow_datasets", "array_record", "matplotlib", "optax")])'

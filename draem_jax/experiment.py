@@ -16,10 +16,10 @@ from draem_jax.data import demo, layouts, resident, textures
 from draem_jax.data.category import Category, load_category
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
-from draem_jax.pictures import drawings
+from draem_jax.report import drawings, results
 from draem_jax.simulator.textures import TEXTURES
 from draem_jax.training import train, writer
-from draem_jax.workdir import claim, results
+from draem_jax.workdir import claim
 from draem_jax.workdir.thresholds import write_thresholds
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from draem_jax import command, devices, experiment, report
 from draem_jax.errors import UserError
-from draem_jax.workdir import results
+from draem_jax.report import results
 
 
 def define_flags() -> None:

@@ -5,7 +5,7 @@ import numpy as np
 from draem_jax import evaluate, report
 from draem_jax.data.category import Category
 from draem_jax.detection.detector import Detector, Scored
-from draem_jax.workdir import results
+from draem_jax.report import results
 from draem_jax.workdir.thresholds import Thresholds
 
 

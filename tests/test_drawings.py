@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from splits import make_category, make_evaluation, make_scored
 
-from draem_jax.pictures import drawings, panels
+from draem_jax.pictures import panels
+from draem_jax.report import drawings
 
 
 def draw(folder, category, **given):

@@ -9,7 +9,7 @@ from splits import make_category, make_evaluation, make_scored
 
 from draem_jax import metrics, paper, report
 from draem_jax.errors import UserError
-from draem_jax.workdir import results
+from draem_jax.report import results
 
 TIMING = {'train_seconds': 2.5, 'images_per_second': 9.0, 'device': '1 x cpu'}
 

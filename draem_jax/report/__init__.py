@@ -1,4 +1,4 @@
-"""HTML reports: one a category, and one that compares categories."""
+"""What a person reads and looks at of a run: results, pictures, HTML."""
 
 from draem_jax.report.category import write_report
 from draem_jax.report.comparison import write_comparison

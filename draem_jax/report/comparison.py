@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from draem_jax.metrics import METRICS
-from draem_jax.report import document, numbers
+from draem_jax.report import document, numbers, results
 from draem_jax.report.document import escape
-from draem_jax.workdir import results, storage
+from draem_jax.workdir import storage
 
 # What a row says of the detector's threshold, beside the metrics.
 _RATES = {

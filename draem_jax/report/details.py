@@ -10,9 +10,8 @@ from jaxtyping import Bool
 
 from draem_jax import config as config_lib
 from draem_jax.configs import mvtec
-from draem_jax.report import numbers
+from draem_jax.report import numbers, results
 from draem_jax.report.document import escape
-from draem_jax.workdir import results
 from draem_jax.workdir.thresholds import Thresholds
 
 # Fields that shape no weights, but the scores or what is compared with them.

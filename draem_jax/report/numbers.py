@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from draem_jax.metrics import METRICS, Metric
+from draem_jax.report import results
 from draem_jax.report.document import escape
-from draem_jax.workdir import results
 
 MISSING = '–'
 

@@ -34,6 +34,7 @@ def write_workdir(
   reconstructive, discriminative = widths(variables)
   config = {
     # What the published networks were trained and are evaluated with.
+    'category': 'model',
     'image_size': 256,
     'score_window': 21,
     'dtype': 'float32',

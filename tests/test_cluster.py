@@ -119,7 +119,8 @@ def test_two_processes_stop_together_and_agree_with_one(tmp_path, settings):
 RESTORE = """
 import pathlib, shutil, sys
 import flax.struct, jax, numpy as np
-from draem_jax import checkpoint, sharding
+from draem_jax import devices
+from draem_jax.workdir import checkpoint
 from draem_jax.errors import UserError
 
 @flax.struct.dataclass
@@ -144,8 +145,8 @@ def attempt():
   except (TypeError, UserError) as error:
     print('restored', type(error).__name__, error)
 
-sharding.start_distributed()
-everywhere = sharding.replicated(sharding.make_mesh(2))
+devices.start_distributed()
+everywhere = devices.replicated(devices.make_mesh(2))
 folder = pathlib.Path(sys.argv[1])
 checkpointer = checkpoint.Checkpointer(folder, keep=9)
 for step in (1, 2, 3):

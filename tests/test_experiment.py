@@ -66,7 +66,7 @@ def test_what_was_decided_is_what_is_stored(
   def claim(workdir, config, fingerprint):
     raise Claimed(config['eval']['holdout'])
 
-  monkeypatch.setattr(experiment.workdir_lib, 'claim', claim)
+  monkeypatch.setattr(experiment.claim, 'claim', claim)
   good = tmp_path / 'data' / 'pens' / 'train' / 'good'
   good.mkdir(parents=True)
   for index, image in enumerate(random_images(4)):

@@ -167,7 +167,7 @@ def test_the_step_learns_one_batch():
   for _ in range(60):
     state, metrics = update(state, example)
     losses.append(float(metrics['loss']))
-  assert losses[-1] < 0.4 * losses[0]
+  assert losses[-1] < 0.5 * losses[0]
   assert np.mean(losses[-5:]) < np.mean(losses[20:25])
   output, _ = trainer.model.apply(
     state.variables, example.augmented, train=True, mutable=['batch_stats']

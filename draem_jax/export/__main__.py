@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     pathlib.Path(path).expanduser() for path in (given.workdir, given.output)
   )
   detector = Detector.load(workdir)
-  category = claim.read_config(workdir).get('category', 'model')
+  category = claim.read_config(workdir)['category']
   if output.exists() and not output.is_dir():
     raise UserError(f'--output={output} is a file: name a folder')
   write, channel_order = FORMATS[given.format]

@@ -270,14 +270,16 @@ def _gaussian_blur(x: Float[Array, '*b h w c']) -> Float[Array, '*b h w c']:
   return jnp.moveaxis(jnp.matmul(rows, x, precision=highest), -3, -1)
 
 
-def _gaussian_matrix(size: int, dtype: DTypeLike) -> Float[Array, 'n n']:
+def _gaussian_matrix(
+  size: int, dtype: DTypeLike
+) -> Float[Array, '{size} {size}']:
   distance = np.abs(np.arange(size)[:, None] - np.arange(size))
   weight = gaussian_window()[np.minimum(distance, _SSIM_RADIUS)]
   return jnp.asarray(np.where(distance <= _SSIM_RADIUS, weight, 0), dtype)
 
 
-def gaussian_window() -> np.ndarray:
-  """Returns SSIM's window along an axis, from its center `[radius + 1]`.
+def gaussian_window() -> Float[np.ndarray, '6']:
+  """Returns SSIM's window along an axis, from its center.
 
   The release rounds the window and its outer square to float32, and the loss
   is sensitive to their sum. In float64 this window has the sums of that square.

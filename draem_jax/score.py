@@ -72,7 +72,7 @@ def anomaly_map(logits: Float[Array, '*b h w 2']) -> Float[Array, '*b h w']:
 
 
 def image_score(
-  anomaly_map: Float[Array, '*b h w'] | Float[np.ndarray, '*b h w'],
+  anomaly_map: Float[Array | np.ndarray, '*b h w'],
   *,
   window: int = 21,
 ) -> Float[Array, '*b']:
@@ -125,7 +125,7 @@ def map_and_score(
 
 def window_mean(
   size: int, window: int, dtype: DTypeLike
-) -> Float[Array, 'n n']:
+) -> Float[Array, '{size} {size}']:
   """Returns the matrix that averages a line of `size` over a window."""
   distance = np.abs(np.arange(size)[:, None] - np.arange(size))
   return jnp.asarray((distance <= window // 2) / window, dtype)

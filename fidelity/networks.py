@@ -73,9 +73,9 @@ def evaluate(variables, image, dtype=None) -> models.Output:
 def golden_example(golden: Mapping[str, np.ndarray], step: int) -> Example:
   """The batch of a golden training step, float32."""
   return Example(
-    augmented=golden['train/augmented'][step],
-    image=golden['train/image'][step],
-    mask=golden['train/mask'][step, ..., 0].astype(np.float32),
+    augmented=jnp.asarray(golden['train/augmented'][step]),
+    image=jnp.asarray(golden['train/image'][step]),
+    mask=jnp.asarray(golden['train/mask'][step, ..., 0], jnp.float32),
   )
 
 
@@ -193,6 +193,7 @@ def ssim_cases(
       golden[f'ssim{number}/{name}']
       for name in ('data_range', 'map', 'loss', 'reconstruction', 'image')
     )
+    reconstruction, image = jnp.asarray(reconstruction), jnp.asarray(image)
     chosen = float(losses.ssim_data_range(reconstruction))
     if chosen != data_range:
       raise ValueError(f'the data range is {chosen}; the release: {data_range}')
@@ -206,14 +207,15 @@ def ssim_cases(
 
 def focal_case(golden: Mapping[str, np.ndarray]) -> Case:
   """The focal loss of a batch."""
-  logits, mask = golden['focal/logits'], golden['focal/mask'][..., 0]
+  logits = jnp.asarray(golden['focal/logits'])
+  mask = jnp.asarray(golden['focal/mask'][..., 0])
   found = losses.focal_loss(logits, mask).mean()
   return Case('focal loss', np.asarray(found), golden['focal/loss'])
 
 
 def upsample_case(golden: Mapping[str, np.ndarray]) -> Case:
   """Bilinear upsampling that keeps the corners."""
-  found = np.asarray(models.upsample(golden['upsample/input']))
+  found = np.asarray(models.upsample(jnp.asarray(golden['upsample/input'])))
   return Case('upsampling', found, golden['upsample/output'])
 
 

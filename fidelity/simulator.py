@@ -40,7 +40,7 @@ _BLEND = 'float32 products of PIL cut off at whole numbers'
 _OPERATIONS = {
   'gamma_contrast': (
     augment.gamma_contrast,
-    lambda gamma: {'gamma': np.full(3, gamma, np.float32)},
+    lambda gamma: {'gamma': jnp.full(3, gamma, jnp.float32)},
     '',
   ),
   'multiply_add_brightness_hsv': (

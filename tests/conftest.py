@@ -7,6 +7,7 @@ os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'
 )
 
+import jaxtyping
 import pytest
 
 _DATA = pathlib.Path(__file__).parents[2] / 'shared' / 'data'
@@ -18,3 +19,11 @@ def example_data() -> pathlib.Path:
   if not _DATA.is_dir():
     pytest.skip(f'{_DATA} is not there')
   return _DATA
+
+
+@pytest.fixture
+def unchecked():
+  """Annotations are not looked at, so that the package's own words are."""
+  jaxtyping.config.update('jaxtyping_disable', True)
+  yield
+  jaxtyping.config.update('jaxtyping_disable', False)

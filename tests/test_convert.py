@@ -172,6 +172,7 @@ def test_double_precision_is_rounded(tmp_path):
   assert_equal(load(discriminative=edited(tmp_path, widen)), load())
 
 
+@pytest.mark.usefixtures('unchecked')
 def test_unknown_channel_order_is_refused():
   with pytest.raises(ValueError, match="'gbr'; it must be one of"):
     load(channel_order='gbr')

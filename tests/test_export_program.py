@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,12 +13,13 @@ SIZES = [(32, 32), (33, 31), (1, 1), (96, 20), (64, 64), (7, 200)]
 def test_images_are_prepared_to_the_same_level(old, new):
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (*old, 3)).astype(np.uint8)
-  found = np.floor(program.resize(image[None], new)[0] + np.float32(0.5))
+  resized = program.resize(jnp.asarray(image[None]), new)
+  found = np.floor(resized[0] + np.float32(0.5))
   np.testing.assert_array_equal(found, resize_bilinear(image, new))
 
 
 def test_large_images_are_resized_without_overflow():
   line = np.arange(20_000, dtype=np.float32)[None, :, None] % 251
-  found = program.resize(line[..., 0][None], (1, 256))
+  found = program.resize(jnp.asarray(line[..., 0][None]), (1, 256))
   expected = resize_bilinear(line, (1, 256))[..., 0]
   np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-4)

@@ -92,8 +92,9 @@ def test_odd_channels_stay_as_they_are(channel):
   x = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
   variables = randomized(layer.init(jax.random.key(1), x, train=False))
   variables['batch_stats']['var'][1] = 0 if channel == 'var is zero' else np.nan
-  expected = layer.apply(variables, x, train=False)
-  found = layer.apply(folding.fold(variables), x, train=False)
+  expected = layer.apply(jax.device_put(variables), x, train=False)
+  folded = jax.device_put(folding.fold(variables))
+  found = layer.apply(folded, x, train=False)
   np.testing.assert_allclose(found, expected, 1e-5, 1e-3)
   assert np.isnan(found[..., 1]).all() == (channel == 'var is NaN')
   assert np.isfinite(found[..., ::2]).all()
@@ -102,8 +103,7 @@ def test_odd_channels_stay_as_they_are(channel):
 def test_folded_networks_refuse_to_train():
   layer = models.ConvNormRelu(3)
   x = jnp.zeros((1, 4, 4, 2))
-  folded = folding.fold(
-    jax.device_get(layer.init(jax.random.key(1), x, train=False))
-  )
+  variables = layer.init(jax.random.key(1), x, train=False)
+  folded = jax.device_put(folding.fold(jax.device_get(variables)))
   with pytest.raises(flax.errors.FlaxError, match='norm_scale'):
     layer.apply(folded, x, train=True, mutable=['batch_stats'])

@@ -32,7 +32,7 @@ def test_focal_loss_agrees_with_the_release(golden):
 def test_float64_agrees_to_the_release_rounding(golden):
   with jax.enable_x64(True):
     logits = jnp.asarray(golden['focal/logits'], jnp.float64)
-    found = losses.focal_loss(logits, golden['focal/mask'][..., 0])
+    found = losses.focal_loss(logits, jnp.asarray(golden['focal/mask'][..., 0]))
     assert found.dtype == jnp.float64
     np.testing.assert_allclose(found.mean(), golden['focal/loss'], rtol=1e-6)
     image, reconstruction = (
@@ -55,7 +55,9 @@ def test_ssim_agrees_with_scikit_image_inside():
     channel_axis=-1,
     full=True,
   )
-  found = losses.ssim(x[None], y[None], data_range=1.0)[0]
+  found = losses.ssim(
+    jnp.asarray(x[None]), jnp.asarray(y[None]), data_range=1.0
+  )[0]
   inside = slice(5, -5)
   np.testing.assert_allclose(
     found[inside, inside], expected[inside, inside], rtol=0, atol=1e-5
@@ -75,7 +77,8 @@ def test_focal_loss_follows_its_definition():
   one_hot = np.clip(np.eye(2)[mask], 1e-5, 1 - 1e-5)
   p_true = (one_hot * p).sum(-1) + 1e-5
   expected = (-((1 - p_true) ** 2) * np.log(p_true)).mean((1, 2))
-  np.testing.assert_allclose(losses.focal_loss(logits, mask), expected, 1e-4)
+  found = losses.focal_loss(jnp.asarray(logits), jnp.asarray(mask, jnp.float32))
+  np.testing.assert_allclose(found, expected, 1e-4)
 
 
 def test_focal_loss_survives_certain_logits():
@@ -129,8 +132,13 @@ def test_data_range_follows_the_batch_only_when_asked():
     ssim = losses.ssim(output.reconstruction, image, data_range=data_range)
     np.testing.assert_allclose(found, 1 - ssim.mean(), rtol=1e-5)
   assert batch < one
+
+
+@pytest.mark.usefixtures('unchecked')
+def test_an_unknown_data_range_is_refused():
+  output, image = output_and_image()
   with pytest.raises(ValueError, match="'one' or 'from_batch'"):
-    training_loss(output, image, mask, data_range='two')
+    training_loss(output, image, jnp.zeros((2, 32, 32)), data_range='two')
 
 
 def test_bfloat16_inputs_give_float32_losses():
@@ -190,7 +198,7 @@ def msgms_by_scipy(x, y):
 
 def test_msgms_agrees_with_scipy():
   x, y = np.random.default_rng(3).random((2, 32, 40, 3))
-  found = losses.msgms_distance(x[None], y[None])[0]
+  found = losses.msgms_distance(jnp.asarray(x[None]), jnp.asarray(y[None]))[0]
   np.testing.assert_allclose(found, msgms_by_scipy(x, y), rtol=0, atol=1e-5)
 
 

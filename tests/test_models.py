@@ -170,6 +170,7 @@ def test_initialization_is_that_of_the_release():
     ((64, 64, 3), r'shape \[b h w 3\], not \[64, 64, 3\]'),
   ],
 )
+@pytest.mark.usefixtures('unchecked')
 def test_images_of_bad_shape_are_refused(shape, message):
   with pytest.raises(ValueError, match=message):
     init_shapes(models.Draem(4, 2), shape)

@@ -28,10 +28,10 @@ def test_the_table_goes_on(tmp_path):
   folder = tmp_path / 'deep' / 'out'
   with begin(folder) as predictions:
     assert predictions.verdicts == {}
-    add(predictions, 'a.png', np.float32(0.1))
+    add(predictions, 'a.png', float(np.float32(0.1)))
   with begin(folder) as predictions:
     assert predictions.verdicts == {'a.png': True}
-    predictions.add('b.png', score=0.0, is_anomalous=np.False_, area=0.0)
+    predictions.add('b.png', score=0.0, is_anomalous=False, area=0.0)
   assert rows(folder) == [
     ['file', 'score', 'is_anomalous', 'area'],
     ['a.png', '0.100000001', 'true', '0.333333'],

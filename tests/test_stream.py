@@ -4,28 +4,18 @@ import errno
 import threading
 import time
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from redness import Redness
 
 from draem_jax.data import images
 from draem_jax.data.files import find_images
 from draem_jax.detection import stream
 from draem_jax.detection.detector import Detector
 from draem_jax.detection.predictions import Predictions
-from draem_jax.networks import models
 from draem_jax.pictures import panels
 from draem_jax.workdir.thresholds import Thresholds
-
-
-class Redness:
-  """Networks whose map is the red channel."""
-
-  def apply(self, variables, images, *, train):
-    red = jnp.clip(images[..., 0], 1e-6, 1 - 1e-6)
-    logits = jnp.stack([jnp.log1p(-red), jnp.log(red)], axis=-1)
-    return models.Output(reconstruction=images, logits=logits)
 
 
 @pytest.fixture(scope='module')

@@ -74,8 +74,8 @@ def our_step(variables, batch):
 )
 def test_maps_and_scores_are_equal(variant, variables):
   images = random_images(2, size=64)
-  output = jax.jit(lambda x: MODEL.apply(variables, x, train=False))(
-    images.astype(np.float32) / 255
+  output = jax.jit(lambda *given: MODEL.apply(*given, train=False))(
+    variables, images.astype(np.float32) / 255
   )
   maps = score.anomaly_map(output.logits)
   scorer = torch_peer.Scorer(

@@ -147,8 +147,8 @@ def test_the_step_learns_one_batch():
   trainer = make_trainer(**{'model.reconstructive_width': 8})
   example = simulate.simulate_batch(
     jax.random.split(jax.random.key(1), 4),
-    IMAGES[:4],
-    TEXTURES[:4],
+    jnp.asarray(IMAGES[:4]),
+    jnp.asarray(TEXTURES[:4]),
     dataclasses.replace(
       trainer.options,
       anomaly_probability=1.0,

@@ -117,7 +117,9 @@ def to_stored(data: bytes, name: str) -> tuple[bytes, tuple[int, int]]:
   return data, (image.height, image.width)
 
 
-def encode_png(image: UInt8[np.ndarray, 'h w *c']) -> bytes:
+def encode_png(
+  image: UInt8[np.ndarray, 'h w *c'] | UInt16[np.ndarray, 'h w'],
+) -> bytes:
   """PNG bytes of a gray or an RGB image, written fast rather than small."""
   buffer = io.BytesIO()
   Image.fromarray(image).save(buffer, 'PNG', compress_level=1)

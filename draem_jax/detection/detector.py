@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from draem_jax.data.images import resize_bilinear
 from draem_jax.errors import UserError
@@ -91,8 +91,10 @@ class Detector:
     self.batch_size = batch_size
 
     def score(
-      variables: Mapping[str, Any], images: UInt8[jax.Array, 'b h w 3']
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+      variables: Mapping[str, Any], images: UInt8[Array, 'b h w 3']
+    ) -> tuple[
+      Float[Array, 'b h w 3'] | None, Float[Array, 'b h w'], Float[Array, 'b']
+    ]:
       images = images.astype(jnp.float32) / 255
       output = model.apply(variables, images, train=False)
       maps, scores = map_and_score(
@@ -190,7 +192,7 @@ class Detector:
 
   def prepare(
     self, image: UInt8[np.ndarray, 'h w 3']
-  ) -> UInt8[np.ndarray, 'image_size image_size 3']:
+  ) -> UInt8[np.ndarray, '{self.image_size} {self.image_size} 3']:
     """An image of any size as the networks see it."""
     return resize_bilinear(image, (self.image_size, self.image_size))
 
@@ -278,7 +280,7 @@ class Detector:
       anomaly_map: its map, at the networks' size or resized.
       score: its score.
     """
-    if not self.is_anomalous(score):
+    if not self.is_anomalous(np.array([score])).all():
       return np.zeros(anomaly_map.shape, bool)
     mask = anomaly_map > self.thresholds.pixel
     if not mask.any():
@@ -288,7 +290,8 @@ class Detector:
     return mask
 
   def __call__(
-    self, images: UInt8[np.ndarray, '...'] | Float[np.ndarray, '...']
+    self,
+    images: UInt8[Array | np.ndarray, '...'] | Float[Array | np.ndarray, '...'],
   ) -> Prediction:
     """Finds anomalies.
 
@@ -317,7 +320,7 @@ class Detector:
     scored = fitted.score_all(small)
     maps = np.zeros((count, *size), np.float32)
     mask = np.zeros((count, *size), bool)
-    for index, score in enumerate(scored.score):
+    for index, score in enumerate(scored.score.tolist()):
       maps[index] = resize_map(scored.anomaly_map[index], size)
       mask[index] = self.find_mask(maps[index], score)
     return Prediction(maps, scored.score, self.is_anomalous(scored.score), mask)
@@ -330,7 +333,9 @@ def resize_map(
   return resize_bilinear(anomaly_map[..., None], size)[..., 0]
 
 
-def _as_uint8_batch(images: np.ndarray) -> UInt8[np.ndarray, 'b h w 3']:
+def _as_uint8_batch(
+  images: UInt8[Array | np.ndarray, '...'] | Float[Array | np.ndarray, '...'],
+) -> UInt8[np.ndarray, 'b h w 3']:
   images = np.asarray(images)
   shape = images.shape
   if images.ndim == 2:

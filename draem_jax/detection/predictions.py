@@ -76,9 +76,9 @@ class Predictions:
       area: share of its pixels that are anomalous.
     """
     # Nine digits name a float32 exactly.
-    verdict = str(bool(is_anomalous)).lower()
+    verdict = str(is_anomalous).lower()
     self._append([name, f'{score:.9g}', verdict, f'{area:.6g}'])
-    self.verdicts[name] = bool(is_anomalous)
+    self.verdicts[name] = is_anomalous
 
   def write_pictures(
     self,

@@ -130,7 +130,8 @@ def _score(
       overlay=_draw(picture.image, anomaly_map, mask),
       levels=(np.clip(anomaly_map, 0, 1) * 65535 + 0.5).astype(np.uint16),
     )
-    return _Row(picture.name, picture.score, mask.any(), mask.mean())
+    verdict, area = bool(mask.any()), float(mask.mean())
+    return _Row(picture.name, picture.score, verdict, area)
 
   size = detector.batch_size
   with _pool(os.cpu_count() or 1) as pool, _pool(1) as device:

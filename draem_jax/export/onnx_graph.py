@@ -74,14 +74,14 @@ class Graph:
 
   def model(
     self,
-    inputs: Mapping[str, tuple[int, Sequence[int | str]]],
-    outputs: Mapping[str, tuple[int, Sequence[int | str]]],
+    inputs: Mapping[str, tuple[int, Sequence[int | str | None]]],
+    outputs: Mapping[str, tuple[int, Sequence[int | str | None]]],
   ) -> onnx.ModelProto:
     """The graph as a checked model.
 
     Args:
       inputs: element types of `TensorProto` and shapes, by name; a string is a
-        size that is not known before.
+        size that is not known before, None one without a name.
       outputs: the same of nodes.
     """
     graph = helper.make_graph(

@@ -6,14 +6,14 @@ height and width as they come when the program runs.
 
 import importlib.metadata
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsInt
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Num, UInt8
+from jaxtyping import Array, Float, Int, Num, UInt8
 
 from draem_jax import score as score_lib
 from draem_jax.detection.detector import Detector, resize_map
@@ -21,7 +21,16 @@ from draem_jax.detection.detector import Detector, resize_map
 INPUT = 'images'
 OUTPUTS = ('anomaly_map', 'score')
 
-Program = Callable[[UInt8[Array, 'b h w 3']], tuple[Array, Array]]
+Images = UInt8[Array, 'b h w 3']
+MapAndScore = tuple[Float[Array, 'b h w'], Float[Array, 'b']]
+Program = Callable[[Images], MapAndScore]
+# The same outside of JAX.
+Run = Callable[
+  [UInt8[np.ndarray, 'b h w 3']],
+  tuple[Float[np.ndarray, 'b h w'], Float[np.ndarray, 'b']],
+]
+# A number of pixels, or one that a traced program only has a name for.
+Size = int | SupportsInt
 
 
 def make_program(
@@ -44,7 +53,7 @@ def make_program(
   """
   size, window = detector.image_size, detector.score_window
 
-  def predict(images):
+  def predict(images: Images) -> MapAndScore:
     _, height, width, _ = images.shape
     if channel_order == 'bgr':
       images = jnp.take(images, np.array([2, 1, 0]), axis=3)
@@ -63,7 +72,7 @@ def symbolic_images() -> jax.ShapeDtypeStruct:
 
 
 def resize(
-  x: Num[Array, 'b h w *c'], size: tuple[int, int]
+  x: Num[Array, 'b h w *c'], size: tuple[Size, Size]
 ) -> Float[Array, 'b h2 w2 *c']:
   """Resizes as `images.resize_bilinear` does, but does not round.
 
@@ -82,7 +91,9 @@ def resize(
   return x
 
 
-def _neighbors(old: int, new: int) -> tuple[Array, Array, Array]:
+def _neighbors(
+  old: Size, new: Size
+) -> tuple[Int[Array, 'n'], Int[Array, 'n'], Float[Array, 'n']]:
   """Indices of the two pixels between which each new pixel lies; its weight."""
   # In integers, counted in parts of a pixel, 2 * new of them in each: float32
   # would round positions, and now and then a prepared image to another level.
@@ -115,7 +126,7 @@ def describe(
 
 def largest_difference(
   detector: Detector,
-  run: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+  run: Run,
   *,
   channel_order: str,
 ) -> float:

@@ -45,7 +45,9 @@ def _backward(residuals, y):
 conv3x3.defvjp(_forward, _backward)
 
 
-def _convolve(x, kernel):
+def _convolve(
+  x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c d']
+) -> Float[Array, 'b h w d']:
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -138,8 +140,8 @@ def _shift_sideways(x: Float[Array, 'b h w c']) -> Float[Array, 'b*h*w 3*c']:
 
 
 def _shift_vertically(
-  y: Float[Array, 'b h+2 w d'],
-) -> Float[Array, 'b*h*w 3*d']:
+  y: Float[Array, 'b h w d'],
+) -> Float[Array, 'b*(h-2)*w 3*d']:
   """Lines up each pixel of the inner rows with those below and above."""
   batch, height, width, channels = y.shape
   row = np.arange(height - 2)[:, None, None] + np.array([2, 1, 0])

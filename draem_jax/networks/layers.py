@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 EPSILON = 1e-5
 _PIXELS = (0, 1, 2)  # The axes that batch norm takes its statistics over.
@@ -119,8 +119,10 @@ def _resample(x: Array, axis: int, indices, weights) -> Array:
   return total.astype(x.dtype)
 
 
-def _upsample_taps(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns source pixels and weights `[2 2*size]` of doubling a line."""
+def _upsample_taps(
+  size: int,
+) -> tuple[Int[np.ndarray, '2 2*{size}'], Float[np.ndarray, '2 2*{size}']]:
+  """Returns source pixels and weights of doubling a line."""
   target = np.arange(2 * size)
   low = target * (size - 1) // (2 * size - 1)
   high = np.minimum(low + 1, size - 1)
@@ -128,7 +130,7 @@ def _upsample_taps(size: int) -> tuple[np.ndarray, np.ndarray]:
   return np.stack([low, high]), np.stack([1 - weight, weight])
 
 
-def upsample_matrix(size: int) -> Float[np.ndarray, '2*size size']:
+def upsample_matrix(size: int) -> Float[np.ndarray, '2*{size} {size}']:
   """The matrix that doubles a line as `upsample` does, in float64."""
   matrix = np.zeros((2 * size, size))
   for source, weight in zip(*_upsample_taps(size), strict=True):
@@ -136,8 +138,10 @@ def upsample_matrix(size: int) -> Float[np.ndarray, '2*size size']:
   return matrix
 
 
-def _upsample_transpose_taps(size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the same as `[4 size]` for the transposed map: at most 4 taps."""
+def _upsample_transpose_taps(
+  size: int,
+) -> tuple[Int[np.ndarray, '4 {size}'], Float[np.ndarray, '4 {size}']]:
+  """Returns the same for the transposed map: at most 4 taps."""
   matrix = upsample_matrix(size)
   pixel = np.arange(size)
   target = 2 * pixel + np.array([-1, 0, 1, 2])[:, None]

@@ -13,6 +13,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -38,8 +39,8 @@ class Output:
     logits: normal (channel 0) against anomalous (channel 1), for each pixel.
   """
 
-  reconstruction: Float[Array, 'b h w 3'] | None
-  logits: Float[Array, 'b h w 2'] | None
+  reconstruction: Float[Array | np.ndarray, 'b h w 3'] | None
+  logits: Float[Array | np.ndarray, 'b h w 2'] | None
 
 
 class ConvNormRelu(nn.Module):
@@ -311,8 +312,10 @@ def _normal(mean: float) -> nn.initializers.Initializer:
   return init
 
 
-def _conv_params(module: nn.Module, inputs: int, features: int):
-  """Declares the kernel `[3 3 c d]` and the bias `[d]` of a convolution."""
+def _conv_params(
+  module: nn.Module, inputs: int, features: int
+) -> tuple[Float[Array, '3 3 {inputs} {features}'], Float[Array, '{features}']]:
+  """Declares the kernel and the bias of a convolution."""
 
   def bias_init(key, shape, dtype):
     bound = (9 * inputs) ** -0.5
@@ -324,7 +327,11 @@ def _conv_params(module: nn.Module, inputs: int, features: int):
   return kernel, bias
 
 
-def _convolve(x: Array, kernel: Array, bias: Array) -> Array:
+def _convolve(
+  x: Float[Array, 'b h w c'],
+  kernel: Float[Array, '3 3 c d'],
+  bias: Float[Array, 'd'],
+) -> Float[Array, 'b h w d']:
   """Convolves in the dtype of `x`, adds the bias in float32 at least."""
   x = conv3x3(x, kernel.astype(x.dtype))
   return x.astype(jnp.promote_types(x.dtype, jnp.float32)) + bias

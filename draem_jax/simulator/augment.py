@@ -141,12 +141,12 @@ def solarize(image: Image, *, threshold: Scalar) -> Image:
   return _to_grid(jnp.where(image < threshold, levels, 255 - levels))
 
 
-def posterize(image: Image, *, bits: Int[Array, ''] | int) -> Image:
+def posterize(image: Image, *, bits: Scalar) -> Image:
   """Keeps the leading bits of each value.
 
   Args:
     image: the texture.
-    bits: how many of the eight to keep.
+    bits: how many of the eight to keep, a whole number.
 
   Returns:
     The texture in fewer levels.
@@ -267,7 +267,7 @@ def _truncate(levels: Float[Array, '*n']) -> Float[Array, '*n']:
 
 
 def _blend(
-  start: Float[Array, '*n'], levels: Float[Array, '*n'], factor: Scalar
+  start: Float[Array, '*#n'], levels: Float[Array, '*#n'], factor: Scalar
 ) -> Float[Array, '*n']:
   """PIL's `Image.blend`, which truncates."""
   return _to_grid(_truncate(start + factor * (levels - start)))

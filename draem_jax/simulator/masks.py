@@ -14,7 +14,7 @@ _LATTICE_SHAPE = (perlin.LATTICE_SIZE, perlin.LATTICE_SIZE)
 
 def perlin_mask(
   key: Key[Array, ''], shape: tuple[int, int], options: Options
-) -> Float[Array, 'h w']:
+) -> Float[Array, '{shape[0]} {shape[1]}']:
   """Samples where rotated Perlin noise exceeds a threshold (section 3.3).
 
   Each axis of the lattice has 1, 2, 4, ..., or 32 cells, as in the release.
@@ -46,7 +46,7 @@ def perlin_mask(
 
 def rectangle_mask(
   key: Key[Array, ''], shape: tuple[int, int], options: Options
-) -> Float[Array, 'h w']:
+) -> Float[Array, '{shape[0]} {shape[1]}']:
   """Samples some upright rectangles, which may overlap (table 3).
 
   Args:

@@ -13,7 +13,7 @@ def perlin_noise(
   resolution: Int[Array, '2'] | tuple[int, int],
   *,
   shape: tuple[int, int],
-) -> Float[Array, 'h w']:
+) -> Float[Array, '{shape[0]} {shape[1]}']:
   """Gradient noise with quintic fade, scaled by sqrt(2) as in the release.
 
   Perlin, "An image synthesizer", SIGGRAPH 1985, doi:10.1145/325334.325247.
@@ -52,7 +52,9 @@ def perlin_noise(
 
 def _lattice_weights(
   size: int, resolution: Int[Array, ''] | int, num_nodes: int
-) -> tuple[Float[Array, 'n l'], Float[Array, 'n l']]:
+) -> tuple[
+  Float[Array, '{size} {num_nodes}'], Float[Array, '{size} {num_nodes}']
+]:
   """What each node of one axis contributes to each pixel of that axis.
 
   Returns:

@@ -26,7 +26,6 @@ def rotate(
   Returns:
     The rotated image, of the same shape.
   """
-  image = jnp.asarray(image)
   height, width, *channels = image.shape
   row, column = _source_places(height, width, degrees)
   row_pixels, row_weights = _neighbors(row, height, image.dtype)
@@ -58,7 +57,7 @@ def _neighbors(
 
 def _source_places(
   height: int, width: int, degrees: Float[Array, ''] | float
-) -> tuple[Int[Array, 'h w'], Int[Array, 'h w']]:
+) -> tuple[Int[Array, '{height} {width}'], Int[Array, '{height} {width}']]:
   """Rows and columns to read for each pixel, in 1/32 of a pixel."""
   angle = jnp.deg2rad(degrees)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -68,7 +67,7 @@ def _source_places(
   scale = 1 << _PLACE_BITS
 
   def place(
-    per_row: Array, per_column: Array, center: float
+    per_row: Float[Array, ''], per_column: Float[Array, ''], center: float
   ) -> Int[Array, 'h w']:
     # OpenCV rounds a row's start and each column's share on their own.
     start = per_row * rows - per_column * center_column + center

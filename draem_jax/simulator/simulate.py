@@ -3,6 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
 from draem_jax.simulator import augment, masks, random_augment, sample, textures
@@ -22,7 +23,7 @@ _PARTS = (
 
 @flax.struct.dataclass
 class Example:
-  """What the networks are trained on, or a batch of it.
+  """What the networks are trained on, or a batch of it; on the host, too.
 
   Attributes:
     image: the anomaly-free image, in [0, 1].
@@ -30,9 +31,9 @@ class Example:
     mask: 1 where the anomaly is, else 0.
   """
 
-  image: Float[Array, '*b h w 3']
-  augmented: Float[Array, '*b h w 3']
-  mask: Float[Array, '*b h w']
+  image: Float[Array | np.ndarray, '*b h w 3']
+  augmented: Float[Array | np.ndarray, '*b h w 3']
+  mask: Float[Array | np.ndarray, '*b h w']
 
 
 def simulate(
@@ -97,7 +98,11 @@ def simulate_batch(
     The examples.
   """
 
-  def one(arguments: tuple[Array, Array, Array]) -> Example:
+  def one(
+    arguments: tuple[
+      Key[Array, ''], UInt8[Array, 'h w 3'], UInt8[Array, 'h w 3']
+    ],
+  ) -> Example:
     return simulate(*arguments, options)
 
   # A CPU gains from leaving out what an example does not need, one example

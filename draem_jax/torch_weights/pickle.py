@@ -8,12 +8,13 @@ module says, not for what Python would import.
 import dataclasses
 import io
 import math
+import mmap
 import pickle
 import pickletools
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +31,9 @@ DTYPES = {
   'ByteStorage': np.dtype(np.uint8),
   'BoolStorage': np.dtype(np.bool_),
 }
+# Both read what is left where more is asked for, and allocate no more.
+Stream = io.BytesIO | mmap.mmap
+
 _STORAGE_CLASSES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_AXES = 32
 
@@ -57,12 +61,11 @@ class Tensor:
   strides: tuple[int, ...]
 
 
-def load(stream: BinaryIO, storages: dict[str, Storage]) -> Any:
+def load(stream: Stream, storages: dict[str, Storage]) -> Any:
   """Runs one pickle.
 
   Args:
-    stream: file that is read up to the end of the pickle; its `read` returns
-      what is left where more is asked for, and allocates no more.
+    stream: file that is read up to the end of the pickle.
     storages: place where the blocks of numbers that the pickle refers to are
       added.
 
@@ -182,7 +185,7 @@ class _Instructions(dict):
 class _Unpickler(pickle._Unpickler):
   """Makes what a state dict consists of, and nothing else."""
 
-  def __init__(self, stream: BinaryIO, storages: dict[str, Storage]):
+  def __init__(self, stream: Stream, storages: dict[str, Storage]):
     super().__init__(stream, encoding='latin-1')  # Python 2 wrote bytes.
     self._storages = storages
 

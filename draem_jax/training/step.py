@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
@@ -15,17 +16,20 @@ from draem_jax.networks import models
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
 
+# On the devices, on the host, or a shape that stands for it.
+_Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
+
 
 @flax.struct.dataclass
 class TrainState:
   """All that a step reads and writes, and all that a checkpoint holds."""
 
-  step: Int[Array, '']
-  params: PyTree[Float[Array, '...']]
-  batch_stats: PyTree[Float[Array, '...']]
+  step: Int[_Leaf, '']
+  params: PyTree[Float[_Leaf, '...']]
+  batch_stats: PyTree[Float[_Leaf, '...']]
   opt_state: optax.OptState
   # An average of the variables over the steps, if one is kept.
-  ema: dict[str, PyTree[Float[Array, '...']]] | None = None
+  ema: dict[str, PyTree[Float[_Leaf, '...']]] | None = None
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -98,7 +102,7 @@ class Recipe(NamedTuple):
   """
 
   weights: Mapping[str, float]
-  data_range: str
+  data_range: losses.DataRange
   ema: float = 0.0
 
 

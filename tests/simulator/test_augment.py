@@ -44,7 +44,7 @@ def _levels(image):
 
 
 def _as_float(levels):
-  return np.float32(levels) / 255
+  return jnp.asarray(levels, jnp.float32) / 255
 
 
 @pytest.mark.parametrize('factor', [0.0, 0.4, 1.0, 1.6])
@@ -140,7 +140,7 @@ def augment_texture(*names):
 
   def function(texture, numbers, operation=0):
     return random_augment.augment_texture(
-      texture, operation, numbers, names=names
+      texture, jnp.asarray(operation), numbers, names=names
     )
 
   return jax.jit(function)

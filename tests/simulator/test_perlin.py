@@ -38,7 +38,9 @@ def _noise_by_definition(angles, resolution, shape):
 @pytest.mark.parametrize('shape', [(30, 41), (48, 20)])
 def test_size_that_the_lattice_does_not_divide(shape):
   angles = np.random.default_rng(0).uniform(0, 2 * np.pi, (33, 33))
-  ours = perlin.perlin_noise(np.float32(angles), (8, 4), shape=shape)
+  ours = perlin.perlin_noise(
+    jnp.asarray(angles, jnp.float32), (8, 4), shape=shape
+  )
   expected = _noise_by_definition(angles, (8, 4), shape)
   np.testing.assert_allclose(ours, expected, atol=2e-6)
 

@@ -1,6 +1,7 @@
 """Rotation against OpenCV's values and exact turns."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from draem_jax.simulator import rotation
@@ -21,7 +22,7 @@ def test_quarter_turns_of_any_channels():
     # `numpy` turns counterclockwise.
     for degrees, turns in ((90.0, -1), (-90.0, 1), (180.0, 2), (0.0, 0)):
       np.testing.assert_allclose(
-        rotation.rotate(image_or_map, degrees=degrees),
+        rotation.rotate(jnp.asarray(image_or_map), degrees=degrees),
         np.rot90(image_or_map, turns),
         atol=1e-6,
       )

@@ -148,7 +148,10 @@ def test_eager_single_equals_compiled_batch(always):
   images, textures, example = always
   for place in (2, 7):
     alone = simulate.simulate(
-      _keys(0, 24)[place], images[place], textures[place], _ALWAYS
+      _keys(0, 24)[place],
+      jnp.asarray(images[place]),
+      jnp.asarray(textures[place]),
+      _ALWAYS,
     )
     _assert_near(alone, _at(example, place))
 

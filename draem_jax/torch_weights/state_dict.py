@@ -18,6 +18,7 @@ import numpy as np
 from draem_jax.errors import UserError
 from draem_jax.torch_weights import pickle as torch_pickle
 from draem_jax.torch_weights.pickle import BadFile, Storage, Tensor, short
+from draem_jax.workdir import storage
 
 _ZIP_SIGNATURE = b'PK\x03\x04'
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C
@@ -90,21 +91,19 @@ def write_state_dict(
   """
   arrays = {k: np.asarray(a, order='C') for k, a in arrays.items()}
   root = os.path.splitext(os.path.basename(path))[0]
-  partial = f'{os.fspath(path)}.partial'
   try:
-    with zipfile.ZipFile(partial, 'w') as archive:
+    with (
+      storage.atomic_file(path) as file,
+      zipfile.ZipFile(file, 'w') as archive,
+    ):
       _add_member(archive, f'{root}/data.pkl', torch_pickle.dump(arrays))
       _add_member(archive, f'{root}/byteorder', b'little')
       for i, array in enumerate(arrays.values()):
         little = array.astype(array.dtype.newbyteorder('<'), copy=False)
         _add_member(archive, f'{root}/data/{i}', little.tobytes())
       _add_member(archive, f'{root}/version', b'3\n')
-    os.replace(partial, path)
   except OSError as error:
     raise UserError(f'{path}: cannot be written: {error.strerror}') from error
-  finally:
-    if os.path.exists(partial):
-      os.unlink(partial)
 
 
 def _add_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:

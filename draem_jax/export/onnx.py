@@ -1,10 +1,8 @@
 """A detector as an ONNX file, for ONNX Runtime, OpenVINO and their like."""
 
 import pathlib
-from collections.abc import Callable
 
 import jax
-import numpy as np
 
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
@@ -12,8 +10,6 @@ from draem_jax.export import program
 from draem_jax.workdir import storage
 
 FILE = 'detector.onnx'
-
-Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def write(
@@ -98,7 +94,7 @@ def serialize(
   return model.SerializeToString()
 
 
-def load_onnx_runtime(serialized: bytes) -> Run:
+def load_onnx_runtime(serialized: bytes) -> program.Run:
   """The program in ONNX Runtime, on the CPU.
 
   Raises:
@@ -112,7 +108,7 @@ def load_onnx_runtime(serialized: bytes) -> Run:
   return lambda images: session.run(program.OUTPUTS, {program.INPUT: images})
 
 
-def load_openvino(serialized: bytes) -> Run:
+def load_openvino(serialized: bytes) -> program.Run:
   """The program in OpenVINO, on the CPU, in float32.
 
   `write` does not call it, for the import of OpenVINO reports to its makers
@@ -128,7 +124,9 @@ def load_openvino(serialized: bytes) -> Run:
   options = {'INFERENCE_PRECISION_HINT': 'f32'}
   compiled = core.compile_model(core.read_model(serialized), 'CPU', options)
 
-  def run(images):
+  def run(
+    images: UInt8[np.ndarray, 'b h w 3'],
+  ) -> tuple[Float[np.ndarray, 'b h w'], Float[np.ndarray, 'b']]:
     results = compiled(images)
     return tuple(results[name] for name in program.OUTPUTS)
 

@@ -29,8 +29,8 @@ Run = Callable[
   [UInt8[np.ndarray, 'b h w 3']],
   tuple[Float[np.ndarray, 'b h w'], Float[np.ndarray, 'b']],
 ]
-# A number of pixels, or one that a traced program only has a name for.
-Size = int | SupportsInt
+# A number of pixels, or the name that stands for it while tracing.
+Size = SupportsInt
 
 
 def make_program(

@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import jax.export
+from jaxtyping import Array, Float
 
 from draem_jax import score
 from draem_jax.detection.detector import Detector
@@ -53,7 +54,7 @@ def write(
     'jax_version': jax.__version__,
     'calling_convention_version': exported.calling_convention_version,
   }
-  storage.write_bytes(output / PROGRAM_FILE, serialized)
+  storage.write_bytes(output / PROGRAM_FILE, bytes(serialized))
   storage.write_json(output / DESCRIPTION_FILE, description)
   return [
     f'program:     {output / PROGRAM_FILE}',
@@ -65,7 +66,7 @@ def write(
 def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
   """The program, for any number of images of any size."""
 
-  def find_map(images):
+  def find_map(images: Float[Array, 'b s s 3']) -> Float[Array, 'b s s']:
     output = detector.model.apply(detector.folded, images, train=False)
     return score.MAPS[detector.score_map].compute(output, images)
 

@@ -6,8 +6,8 @@ network's variables are `{'params': ..., 'batch_stats': ...}`; in training call
 To predict, `apply` takes those of `folding.fold` as well.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, SupportsInt
 
 import flax
 import flax.linen as nn
@@ -283,7 +283,7 @@ def abstract_variables(model: Networks) -> dict[str, Any]:
   )
 
 
-def _check_shape(shape: Sequence[int], *, train: bool) -> None:
+def _check_shape(shape: tuple[SupportsInt, ...], *, train: bool) -> None:
   if len(shape) != 4 or shape[-1] != 3:
     raise ValueError(f'images have shape [b h w 3], not {list(shape)}')
   batch, height, width, _ = shape

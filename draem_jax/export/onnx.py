@@ -3,6 +3,8 @@
 import pathlib
 
 import jax
+import numpy as np
+from jaxtyping import Float, UInt8
 
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, UInt8
 
 from draem_jax.errors import UserError
 
@@ -110,11 +111,13 @@ def device_name() -> str:
   return f'{jax.device_count()} x {kind}'
 
 
-def put_batch(batch: np.ndarray, mesh: Mesh) -> jax.Array:
+def put_batch(
+  batch: UInt8[np.ndarray, 'b h w 3'], mesh: Mesh
+) -> UInt8[Array, 'b h w 3']:
   """Puts one global host batch on the devices, split over `'data'`.
 
   Args:
-    batch: [b, ...], the whole batch, equal in every process.
+    batch: the whole batch, equal in every process.
     mesh: the mesh.
   """
   return jax.make_array_from_callback(

@@ -222,5 +222,5 @@ def _load(
   return category, texture_images
 
 
-def _checksum(images: np.ndarray) -> str:
+def _checksum(images: UInt8[np.ndarray, 'n h w 3']) -> str:
   return f'{zlib.crc32(np.ascontiguousarray(images)):08x}'

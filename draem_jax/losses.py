@@ -252,7 +252,9 @@ def _gradient_magnitude(x: Float[Array, 'b h w']) -> Float[Array, 'b h w']:
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
-def _at_least_float32(*arrays: Array) -> list[Array]:
+def _at_least_float32(
+  *arrays: Float[Array, '...'],
+) -> list[Float[Array, '...']]:
   dtype = jnp.result_type(jnp.float32, *arrays)
   return [jnp.asarray(array, dtype) for array in arrays]
 

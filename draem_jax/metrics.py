@@ -401,7 +401,9 @@ def _sweep(
   )
 
 
-def _checked(scores, labels) -> tuple[np.ndarray, np.ndarray]:
+def _checked(
+  scores: Shaped[np.ndarray, '*n'], labels: Bool[np.ndarray, '*m']
+) -> tuple[Shaped[np.ndarray, 'k'], Bool[np.ndarray, 'k']]:
   """Flat scores and labels, after the errors that would go unnoticed."""
   scores, labels = np.asarray(scores), np.asarray(labels, bool)
   if scores.shape != labels.shape:
@@ -466,7 +468,9 @@ def _corners(
   return fpr, curve
 
 
-def _area_up_to(limit: float, x: np.ndarray, y: np.ndarray) -> float:
+def _area_up_to(
+  limit: float, x: Float[np.ndarray, 'k'], y: Float[np.ndarray, 'k']
+) -> float:
   """Trapezoidal area of the curve over [0, limit], x ascending from 0."""
   inside = int(np.searchsorted(x, limit, 'right'))
   if inside == len(x):
@@ -478,7 +482,7 @@ def _area_up_to(limit: float, x: np.ndarray, y: np.ndarray) -> float:
   return float(np.trapezoid(y[:inside], x[:inside]) + rest)
 
 
-def _region_weights(masks: Bool[np.ndarray, 'n h w']) -> np.ndarray:
+def _region_weights(masks: Bool[np.ndarray, 'n h w']) -> Float[np.ndarray, 'p']:
   """Weight of each anomalous pixel, so that found weights sum to the overlap.
 
   A pixel counts 1 / (pixels of its region · number of regions).
@@ -498,7 +502,9 @@ def _region_weights(masks: Bool[np.ndarray, 'n h w']) -> np.ndarray:
   return np.concatenate(weights) / num_regions
 
 
-def _lack(labels: np.ndarray, thing: str, normal: str) -> str | None:
+def _lack(
+  labels: Bool[np.ndarray, '*n'], thing: str, normal: str
+) -> str | None:
   """What is missing for a curve, None where nothing is."""
   if labels.size == 0:
     return thing
@@ -510,8 +516,8 @@ def _lack(labels: np.ndarray, thing: str, normal: str) -> str | None:
 
 
 def _thin(
-  x: np.ndarray, y: np.ndarray, max_points: int
-) -> tuple[np.ndarray, np.ndarray]:
+  x: Float[np.ndarray, 'k'], y: Float[np.ndarray, 'k'], max_points: int
+) -> tuple[Float[np.ndarray, 'm'], Float[np.ndarray, 'm']]:
   """Points spaced evenly along the curve, the first and the last included."""
   if len(x) <= max_points:
     return x, y

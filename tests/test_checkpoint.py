@@ -1,7 +1,6 @@
 import os
 import shutil
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,22 +10,10 @@ import pytest
 
 from draem_jax.errors import UserError
 from draem_jax.training import train
+from draem_jax.training.step import TrainState
 from draem_jax.workdir import checkpoint
 
 MANY = 30_000  # Values that are stored in a file of their own.
-
-
-@flax.struct.dataclass
-class State:
-  step: jax.Array
-  params: dict
-  batch_stats: dict
-  opt_state: tuple
-  ema: dict | None = None
-
-  @property
-  def evaluated(self):
-    return self.ema or {'params': self.params, 'batch_stats': self.batch_stats}
 
 
 def make_state(step, width=3, average=None):
@@ -48,7 +35,7 @@ def make_state(step, width=3, average=None):
     ),
     optimizer.init(variables(step)['params']),
   )
-  state = State(
+  state = TrainState(
     step=jnp.int32(step),
     **variables(step),
     opt_state=opt_state,
@@ -98,7 +85,11 @@ def restore_variables(folder, width=3):
 
 
 def assert_equal(actual, expected):
-  jax.tree.map(np.testing.assert_array_equal, actual, expected)
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
 
 
 def names(folder):

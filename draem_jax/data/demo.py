@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy import ndimage
 from skimage import data, transform
@@ -129,7 +129,9 @@ def _photograph(rng: np.random.Generator, scene: RgbImage) -> RgbImage:
 # The files.
 
 
-def _image_files(seed: int) -> Iterator[tuple[str, np.ndarray]]:
+def _image_files(
+  seed: int,
+) -> Iterator[tuple[str, UInt8[np.ndarray, 'h w *c']]]:
   """Yields every PNG of the category: its path and its uint8 pixels."""
 
   def to_uint8(image):

@@ -144,15 +144,19 @@ def blotches(
   return (noise - noise.mean()) / noise.std()
 
 
-def _paint(image: RgbImage, color: np.ndarray, opacity: np.ndarray) -> RgbImage:
+def _paint(
+  image: RgbImage, color: Float[np.ndarray, '3'] | RgbImage, opacity: Coverage
+) -> RgbImage:
   """Lays a color, or another image, over the image."""
   return image + opacity[..., None] * (color - image)
 
 
 def _stroke(
-  scene: RgbImage, points: np.ndarray, widths: np.ndarray
+  scene: RgbImage,
+  points: Float[np.ndarray, 'n 2'],
+  widths: Float[np.ndarray, 'n'],
 ) -> Coverage:
-  """Coverage by a pen of these widths [n] that visits these points [n 2]."""
+  """Coverage by a pen of these widths that visits these points."""
   y, x = _pixels(scene)
   coverage = np.zeros_like(x)
   for (point_x, point_y), width in zip(points, widths, strict=True):
@@ -164,7 +168,7 @@ def _stroke(
 def _blob(
   rng: np.random.Generator,
   scene: RgbImage,
-  center: np.ndarray,
+  center: Float[np.ndarray, '2'],
   radius: float,
   *,
   raggedness: float,
@@ -189,11 +193,11 @@ def _pixels(scene: RgbImage) -> Float[np.ndarray, '2 h w']:
 
 def _place(
   rng: np.random.Generator, scene: RgbImage, *, margin: int
-) -> np.ndarray:
+) -> Float[np.ndarray, '2']:
   """A point (x, y) at least the margin away from the image's edge."""
   height, width, _ = scene.shape
   return rng.uniform(margin, (width - margin, height - margin))
 
 
-def _unit(angle: float) -> np.ndarray:
+def _unit(angle: float) -> Float[np.ndarray, '2']:
   return np.array([np.cos(angle), np.sin(angle)])

@@ -57,7 +57,7 @@ def _fold_layer(
   norm_bias: Float[np.ndarray, 'd'],
   mean: Float[np.ndarray, 'd'],
   var: Float[np.ndarray, 'd'],
-) -> dict[str, np.ndarray]:
+) -> dict[str, Float[np.ndarray, '3 3 c d'] | Float[np.ndarray, 'd']]:
   factor = np.float64(norm_scale) / np.sqrt(np.float64(var) + layers.EPSILON)
   bias = (np.float64(bias) - mean) * factor + norm_bias
   return {

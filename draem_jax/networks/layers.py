@@ -105,7 +105,12 @@ def _upsample_transpose(_, y):
 upsample.defvjp(lambda x: (upsample(x), None), _upsample_transpose)
 
 
-def _resample(x: Array, axis: int, indices, weights) -> Array:
+def _resample(
+  x: Float[Array, 'b h w c'],
+  axis: int,
+  indices: Int[np.ndarray, 'k n'],
+  weights: Float[np.ndarray, 'k n'],
+) -> Float[Array, 'b h2 w2 c']:
   """Sums `weights[k] * x[indices[k]]` over k along an axis.
 
   Gathers with constant indices fuse into one pass over the result.

@@ -378,7 +378,9 @@ def _inferno() -> UInt8[np.ndarray, '256 3']:
 
 
 @functools.cache
-def _overlay_tables() -> tuple[np.ndarray, np.ndarray]:
+def _overlay_tables() -> tuple[
+  Float[np.ndarray, '256 1'], Float[np.ndarray, '256 3']
+]:
   """For each level: factor of the image, and the color that is added.
 
   The ends of inferno are left out: over an image black would read as shadow,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 
 from draem_jax import metrics
 from draem_jax.report.document import escape
@@ -211,7 +211,9 @@ def _number_table(
   )
 
 
-def _height(x: np.ndarray, y: np.ndarray, place: float) -> float:
+def _height(
+  x: Float[np.ndarray, 'k'], y: Float[np.ndarray, 'k'], place: float
+) -> float:
   """Height of a polyline, x ascending; of a vertical piece its upper end."""
   after = int(np.searchsorted(x, place, 'right'))
   if after == len(x) or x[after - 1] == place:

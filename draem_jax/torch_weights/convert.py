@@ -12,6 +12,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Shaped
 
 from draem_jax.errors import UserError
 from draem_jax.networks import models
@@ -148,7 +149,7 @@ def save_torch_checkpoint(
 
 def torch_arrays(
   variables: Mapping[str, Any], network: str
-) -> dict[str, np.ndarray]:
+) -> dict[str, Shaped[np.ndarray, '...']]:
   """Returns a network's arrays under PyTorch's names, in its order and layouts.
 
   Args:
@@ -206,7 +207,7 @@ def _array_entries(network: str) -> Iterator[_Entry]:
 
 
 def _variables(
-  arrays: Mapping[str, Mapping[str, np.ndarray]],
+  arrays: Mapping[str, Mapping[str, Shaped[np.ndarray, '...']]],
 ) -> dict[str, Any]:
   """Builds our variables, float32, from the two state dicts."""
   variables = {'params': {}, 'batch_stats': {}}
@@ -240,7 +241,9 @@ def _check_channel_order(channel_order: str) -> None:
 
 
 def _check_names(
-  arrays: Mapping[str, np.ndarray], network: str, path: str | os.PathLike
+  arrays: Mapping[str, Shaped[np.ndarray, '...']],
+  network: str,
+  path: str | os.PathLike,
 ) -> None:
   found = {name for name in arrays if not name.endswith(_COUNTER)}
   for other in _LAYERS:
@@ -263,7 +266,9 @@ def _check_names(
 
 
 def _read_width(
-  arrays: Mapping[str, np.ndarray], network: str, path: str | os.PathLike
+  arrays: Mapping[str, Shaped[np.ndarray, '...']],
+  network: str,
+  path: str | os.PathLike,
 ) -> int:
   name = next(_entries(network)).name
   shape = arrays[name].shape
@@ -298,7 +303,7 @@ def _shapes(widths: Widths) -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def _check_shapes(
-  arrays: Mapping[str, np.ndarray],
+  arrays: Mapping[str, Shaped[np.ndarray, '...']],
   expected: Mapping[str, tuple[int, ...]],
   path: str | os.PathLike,
 ) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jaxtyping import Shaped
 
 DTYPES = {
   'FloatStorage': np.dtype(np.float32),
@@ -249,7 +250,7 @@ class _Unpickler(pickle._Unpickler):
   dispatch[pickle.BUILD[0]] = load_build
 
 
-def dump(arrays: Mapping[str, np.ndarray]) -> bytes:
+def dump(arrays: Mapping[str, Shaped[np.ndarray, '...']]) -> bytes:
   """Returns the pickle of a state dict, in the way `torch.save` writes it.
 
   Args:

@@ -14,11 +14,14 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
+from jaxtyping import Shaped
 
 from draem_jax.errors import UserError
 from draem_jax.torch_weights import pickle as torch_pickle
 from draem_jax.torch_weights.pickle import BadFile, Storage, Tensor, short
 from draem_jax.workdir import storage
+
+Arrays = dict[str, Shaped[np.ndarray, '...']]
 
 _ZIP_SIGNATURE = b'PK\x03\x04'
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C
@@ -28,7 +31,7 @@ _DATA_PARALLEL = 'module.'
 _ALIGNMENT = 64  # Of the numbers in an archive, for those who map it.
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | os.PathLike) -> Arrays:
   """Reads the named arrays of a file that `torch.save` wrote.
 
   Nothing in the file is executed. A state dict that stands in a dict under
@@ -75,7 +78,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def write_state_dict(
-  path: str | os.PathLike, arrays: Mapping[str, np.ndarray]
+  path: str | os.PathLike, arrays: Mapping[str, Shaped[np.ndarray, '...']]
 ) -> None:
   """Writes named arrays as `torch.save` writes a state dict, as a zip archive.
 
@@ -115,7 +118,7 @@ def _add_member(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
   archive.writestr(info, data)
 
 
-def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
+def _read_zip(file: BinaryIO) -> Arrays:
   archive = zipfile.ZipFile(file)
   members = {info.filename: info for info in archive.infolist()}
   programs = [n for n in members if n.split('/')[1:] == ['data.pkl']]
@@ -145,7 +148,7 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
   return _views(tensors, numbers)
 
 
-def _read_stream(file: mmap.mmap) -> dict[str, np.ndarray]:
+def _read_stream(file: mmap.mmap) -> Arrays:
   """Reads five pickles, then of each storage its size and its numbers."""
   foreign = 'is not a PyTorch file, neither a zip archive nor the older stream'
   try:
@@ -177,7 +180,9 @@ def _read_stream(file: mmap.mmap) -> dict[str, np.ndarray]:
   return _views(tensors, numbers)
 
 
-def _numbers(storage: Storage, data: bytes, order: str) -> np.ndarray:
+def _numbers(
+  storage: Storage, data: bytes, order: str
+) -> Shaped[np.ndarray, '{storage.size}']:
   """Returns the numbers of a storage from their bytes."""
   if len(data) != storage.size * storage.dtype.itemsize:
     raise BadFile(
@@ -210,8 +215,8 @@ def _tensors(contents: Any) -> dict[str, Tensor]:
 
 
 def _views(
-  tensors: dict[str, Tensor], numbers: dict[Storage, np.ndarray]
-) -> dict[str, np.ndarray]:
+  tensors: dict[str, Tensor], numbers: dict[Storage, Shaped[np.ndarray, 'n']]
+) -> Arrays:
   """Returns the arrays that tensors are of their storages' numbers."""
   arrays = {}
   for name, tensor in tensors.items():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from draem_jax import devices, interrupt, score
 from draem_jax.errors import UserError
@@ -116,8 +116,8 @@ class Trainer:
     self,
     config: Mapping[str, Any],
     *,
-    images: UInt8[np.ndarray, 'n h w 3'] | Array,
-    textures: UInt8[np.ndarray, 't h w 3'] | Array,
+    images: UInt8[Array | np.ndarray, 'n h w 3'],
+    textures: UInt8[Array | np.ndarray, 't h w 3'],
     mesh: Mesh | None = None,
   ):
     """Compiles nothing yet.
@@ -148,8 +148,10 @@ class Trainer:
     )
 
     def resident_step(
-      state: TrainState, images: Array, textures: Array
-    ) -> tuple[TrainState, dict[str, Array]]:
+      state: TrainState,
+      images: UInt8[Array, 'n h w 3'],
+      textures: UInt8[Array, 't h w 3'],
+    ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
       sampled = self._sample_batch(state.step)
       return step(
         state,
@@ -179,7 +181,7 @@ class Trainer:
 
   def step(
     self, state: TrainState, step: int
-  ) -> tuple[TrainState, dict[str, Array]]:
+  ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
     """Runs step number `step`; `state` is donated."""
     if self._resident:
       return self._step(state, self.images, self.textures)
@@ -199,7 +201,9 @@ class Trainer:
       sampling=self.config['sampling'],
     )
 
-  def _fetch(self, step: int) -> tuple[Array, Array, Array]:
+  def _fetch(
+    self, step: int
+  ) -> tuple[UInt8[Array, 'b h w 3'], UInt8[Array, 'b h w 3'], Key[Array, 'b']]:
     sampled = self._sample(jax.device_put(np.int32(step), self._everywhere))
     if self._resident:
       images, textures = (
@@ -216,7 +220,11 @@ class Trainer:
     return images, textures, sampled.keys
 
   def _preview_batch(
-    self, variables: Any, images: Array, textures: Array, keys: Array
+    self,
+    variables: Any,
+    images: UInt8[Array, 'b h w 3'],
+    textures: UInt8[Array, 'b h w 3'],
+    keys: Key[Array, 'b'],
   ) -> Preview:
     example = simulate.simulate_batch(keys, images, textures, self.options)
     output = self.model.apply(variables, example.augmented, train=False)
@@ -321,7 +329,7 @@ def _agree_to_stop(signal_number: int, step: int) -> int:
 
 
 def _check_finite(
-  pending: list[dict[str, Array]],
+  pending: list[dict[str, Float[Array, '']]],
   step: int,
   checkpointer: checkpoint.Checkpointer,
 ) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tqdm
+from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
 from draem_jax.workdir import storage
@@ -81,8 +82,8 @@ class Writer:
     self._show(step, values['loss'], rate)
     self._step, self._time = step, now
 
-  def write_panel(self, step: int, panel: np.ndarray) -> None:
-    """Adds a picture, uint8 [h w 3], to the TensorBoard events."""
+  def write_panel(self, step: int, panel: UInt8[np.ndarray, 'h w 3']) -> None:
+    """Adds a picture to the TensorBoard events."""
     self._events.add_image('train/panel', panel, step, dataformats='HWC')
 
   def skip_time(self) -> None:

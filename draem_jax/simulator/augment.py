@@ -276,8 +276,7 @@ def _blend(
 def _hsv_levels(image: Image) -> tuple[Float[Array, 'h w'], ...]:
   """OpenCV's whole HSV: hue in [0, 180), saturation and value in [0, 255].
 
-  dm-pix has the same formulas but rounds nothing, and takes five times as long
-  on a CPU, where planes stacked into an image are slow.
+  In planes: stacked into an image they are slow on a CPU.
   """
   levels = _levels(image)
   red, green, blue = (levels[..., channel] for channel in range(3))

@@ -133,6 +133,11 @@ RELEASE = details.release_recipe()
       ' map ssim (paper: softmax).',
     ),
     (
+      {'data.textures': '/home/somebody/dtd'},
+      'is not the paper’s recipe: textures from a folder of images (paper:'
+      ' dtd).',
+    ),
+    (
       RELEASE,
       'follows the recipe of the authors’ PyTorch release, not the paper’s.',
     ),

@@ -24,6 +24,7 @@ _READ_FIELDS = (
 # Chance and places, which are no part of a recipe.
 _NO_RECIPE = ('category', 'seed', 'data.dir', 'data.tfds_dir')
 _EPOCHS, _STEPS = 'num_epochs', 'num_steps'
+_TEXTURES = 'data.textures'
 
 
 def paper_recipe() -> dict[str, Any]:
@@ -108,6 +109,9 @@ def _phrases(
       phrases.append(f'{steps:,} steps (paper: {recipe[_EPOCHS]} epochs)')
     elif name == _EPOCHS:
       phrases.append(f'{value} epochs (paper: {recipe[name]})')
+    elif name == _TEXTURES and value != 'builtin':
+      # Whose folder it was is nobody's business whom the report is sent to.
+      phrases.append('textures from a folder of images (paper: dtd)')
     else:
       words = name.replace('.', ' ').replace('_', ' ')
       theirs = _words(_plain(recipe[name]))

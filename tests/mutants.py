@@ -61,7 +61,7 @@ MUTANTS = (
     'simulator/simulate.py',
     'return image + opacity * mask[..., None] * (anomaly - image)',
     'return anomaly + opacity * mask[..., None] * (image - anomaly)',
-    f'{_SIMULATE} -k options_reach',
+    f'{_SIMULATE} -k nothing_changes',
   ),
   Mutant(
     'blend: the opacity is ignored',
@@ -187,14 +187,14 @@ MUTANTS = (
     'simulator/augment.py',
     'step = (num_pixels - histogram[-1]) // 255',
     'step = num_pixels // 255',
-    _AUGMENT,
+    f'{_AUGMENT} -k equalize',
   ),
   Mutant(
     'hue: red and blue swapped',
     'simulator/augment.py',
     'shift = jnp.array([5.0, 3.0, 1.0], hue.dtype)',
     'shift = jnp.array([1.0, 3.0, 5.0], hue.dtype)',
-    _AUGMENT,
+    f'{_AUGMENT} -k hue',
   ),
   # Sampling.
   Mutant(

@@ -182,7 +182,10 @@ def autocontrast(image: Image, *, cutoff: Scalar) -> Image:
 
 
 def equalize(image: Image) -> Image:
-  """Flattens each channel's histogram, as PIL's `ImageOps.equalize`.
+  """Flattens each channel's histogram, as imgaug's `pillike.Equalize`.
+
+  That is PIL's `ImageOps.equalize` where a channel has white. Of others PIL
+  leaves out the highest level that occurs, imgaug only white.
 
   Args:
     image: the texture.

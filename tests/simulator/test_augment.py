@@ -78,6 +78,14 @@ def test_autocontrast_and_posterize_as_pil():
     np.testing.assert_allclose(_levels(ours), expected, atol=1e-3)
 
 
+def test_equalize_leaves_out_white_as_pil_does():
+  levels = np.random.default_rng(0).integers(0, 400, (64, 64, 3))
+  levels = np.minimum(levels, 255).astype(np.uint8)
+  expected = ImageOps.equalize(Image.fromarray(levels))
+  equalized = _levels(augment.equalize(_as_float(levels)))
+  np.testing.assert_allclose(equalized, np.asarray(expected), 0, 1e-3)
+
+
 def test_equalize_makes_a_flat_histogram():
   levels = _texture((64, 64, 3)) // 3 + 20
   equalized = _levels(augment.equalize(_as_float(levels)))

@@ -148,10 +148,7 @@ def assert_same_run(folder, expected):
 
 def restore(folder):
   model = models.make(claim.read_config(folder))
-  shapes = jax.eval_shape(
-    lambda key: model.init(key, np.zeros((1, 32, 32, 3)), train=False),
-    jax.random.key(0),
-  )
+  shapes = models.abstract_variables(model)
   return checkpoint.restore_variables(folder / 'checkpoints', shapes)
 
 

@@ -303,3 +303,12 @@ def test_best_f1_may_call_everything_anomalous():
 
 def test_best_f1_without_an_anomalous_sample_is_none():
   assert metrics.best_f1(np.ones(3), np.zeros(3, bool)) == (None, None)
+
+
+def test_aupro_counts_up_to_three_tenths():
+  # The one defect is found where a quarter of the normal pixels are, too.
+  maps = np.full((1, 1, 101), 0.1, np.float32)
+  maps[..., :25], maps[..., 100] = 0.9, 0.5
+  masks = np.zeros((1, 1, 101), bool)
+  masks[..., 100] = True
+  assert metrics.aupro(maps, masks) == pytest.approx((0.3 - 0.25) / 0.3)

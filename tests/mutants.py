@@ -152,7 +152,7 @@ MUTANTS = (
     'simulator/random_augment.py',
     'jnp.where(numbers[0] < 0.5, threshold, above_all)',
     'jnp.where(numbers[0] < 1.5, threshold, above_all)',
-    f'{_AUGMENT} {_SIMULATE} -k "solarize or statistics"',
+    f'{_AUGMENT} -k every_other',
   ),
   Mutant(
     'noise: no fade',
@@ -269,10 +269,10 @@ MUTANTS = (
     'tests/test_layers.py',
   ),
   Mutant(
-    'upsampling: half-pixel centers',
+    'upsampling: the weights of another grid',
     'networks/layers.py',
-    'low = target * (size - 1) // (2 * size - 1)',
-    'low = np.maximum(target - 1, 0) // 2',
+    'weight = target * (size - 1) / (2 * size - 1) - low',
+    'weight = target * (size - 1) / (2 * size) - low',
     f'{_MODELS} -k upsampling',
   ),
   Mutant(

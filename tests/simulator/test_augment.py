@@ -231,3 +231,15 @@ def test_arguments_span_the_release_intervals():
     for numbers, expected in ((low, at_low), (high, at_high)):
       difference = np.abs(operation(texture, numbers) - _levels(expected))
       assert difference.mean() < 0.05, name
+
+
+def test_solarize_inverts_every_other_time():
+  bright = jnp.full((2, 2, 3), 200, jnp.uint8)
+  numbers = jax.random.uniform(jax.random.key(0), (400, 3))
+  changed = jax.vmap(
+    lambda numbers: random_augment.augment_texture(
+      bright, jnp.int32(0), numbers, names=('solarize',)
+    )
+  )(numbers)
+  share = np.mean(np.asarray(changed)[:, 0, 0, 0] != 200)
+  assert abs(share - 0.5) < 5 * 0.5 / np.sqrt(400)

@@ -180,7 +180,7 @@ FIELDS = {
   # Share of a pixel that the ground truth must cover.
   'eval.mask_threshold': _share(0.5, shapes_weights=False),
   # Share of the good images kept out of the training, for the thresholds; -1:
-  # 0 for the 15 categories of MVTec AD, 0.1 for any other.
+  # 0 for the 15 categories of MVTec AD and the 10 of DAGM, 0.1 for any other.
   'eval.holdout': Field(
     0.0,
     lambda value: value == -1 or 0 <= value < 1,

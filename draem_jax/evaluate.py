@@ -33,6 +33,7 @@ class Evaluation:
     best_f1: the highest F1 that any threshold reaches, None without an
       anomalous image.
     best_f1_threshold: that threshold.
+    best_f1_rates: what that threshold does, None where there is none.
     metrics: by key, as in `metrics.METRICS`; None where undefined.
     reasons: why a metric is None, in words, by key.
   """
@@ -47,6 +48,7 @@ class Evaluation:
   rates: metrics.Rates | None
   best_f1: float | None
   best_f1_threshold: float | None
+  best_f1_rates: metrics.Rates | None
   metrics: Mapping[str, float | None]
   reasons: Mapping[str, str]
 
@@ -60,9 +62,9 @@ class Evaluation:
 
   @property
   def curves(self) -> dict[str, metrics.Curves | None]:
-    """The curves to draw: of the images and, with ground truth, the pixels."""
+    """The curves to draw: of the images and, with exact truth, the pixels."""
     levels = {'images': self.image}
-    if self.masks is not None:
+    if self.masks is not None and not self.category.coarse_masks:
       levels['pixels'] = self.pixel
     return levels
 
@@ -78,9 +80,15 @@ class Evaluation:
         'threshold_source': self.thresholds.source,
         'true_positive_rate': self.rates.true_positive_rate,
         'false_positive_rate': self.rates.false_positive_rate,
+        'true_negative_rate': self.rates.true_negative_rate,
+        'accuracy': self.rates.accuracy,
         'f1': self.rates.f1,
         'best_f1': self.best_f1,
         'best_f1_threshold': self.best_f1_threshold,
+      }
+      content |= {
+        f'best_f1_{key}': getattr(self.best_f1_rates, key, None)
+        for key in ('true_positive_rate', 'true_negative_rate', 'accuracy')
       }
     return content
 
@@ -113,6 +121,7 @@ def evaluate(
       rates=None,
       best_f1=None,
       best_f1_threshold=None,
+      best_f1_rates=None,
       metrics=dict.fromkeys(metrics.METRICS),
       reasons=dict.fromkeys(metrics.METRICS, 'there are no test images'),
     )
@@ -122,6 +131,7 @@ def evaluate(
     labels=labels,
     maps=scored.anomaly_map,
     masks=masks,
+    coarse_masks=category.coarse_masks,
     threshold=detector.thresholds.image,
   )
   values, reasons = metrics.compute(split)
@@ -129,6 +139,11 @@ def evaluate(
     missing = ', '.join(key for key in reasons if reasons[key] == reason)
     _log.info('%s: no %s: %s', category.name, missing, reason)
   best_f1, best_f1_threshold = metrics.best_f1(scored.score, labels)
+  best_f1_rates = None
+  if best_f1_threshold is not None:
+    best_f1_rates = metrics.rates_at_threshold(
+      scored.score, labels, best_f1_threshold
+    )
   return Evaluation(
     category=category,
     labels=labels,
@@ -142,6 +157,7 @@ def evaluate(
     ),
     best_f1=best_f1,
     best_f1_threshold=best_f1_threshold,
+    best_f1_rates=best_f1_rates,
     metrics=values,
     reasons=reasons,
   )

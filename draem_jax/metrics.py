@@ -67,11 +67,13 @@ class Rates(NamedTuple):
   """What a threshold does to a set of images.
 
   Without an anomalous image the true positive rate and F1 are None, without a
-  good one the false positive rate.
+  good one the two rates of these; accuracy is None without any.
   """
 
   true_positive_rate: float | None
   false_positive_rate: float | None
+  true_negative_rate: float | None
+  accuracy: float | None
   f1: float | None
   true_positives: int
   false_positives: int
@@ -172,6 +174,7 @@ def measure(
   labels: Bool[np.ndarray, 'n'],
   maps: Float[np.ndarray, 'n h w'],
   masks: Bool[np.ndarray, 'n h2 w2'] | None,
+  coarse_masks: bool = False,
   threshold: float | None = None,
 ) -> Split:
   """Sweeps the threshold over the images and the pixels of a test split.
@@ -181,6 +184,8 @@ def measure(
     labels: True for anomalous images.
     maps: the anomaly maps.
     masks: True for anomalous pixels; None when there is no ground truth.
+    coarse_masks: whether the masks only surround the defects: no pixel is
+      compared with them then.
     threshold: the score above which an image is called anomalous, if any.
 
   Raises:
@@ -189,9 +194,16 @@ def measure(
   pixel, lacks = None, {'image': _lack(labels, 'image', 'good')}
   if masks is None:
     lacks['pixel'] = 'ground truth masks'
-  else:
+  elif not coarse_masks:
     pixel = _curves(_sweep(maps, masks, _region_weights(masks)))
     lacks['pixel'] = _lack(masks, 'pixel', 'normal')
+  missing = {
+    level: f'the test split has no {lack}'
+    for level, lack in lacks.items()
+    if lack
+  }
+  if masks is not None and coarse_masks:
+    missing['pixel'] = 'the ground truth is coarse and counts for images only'
   return Split(
     scores=scores,
     labels=labels,
@@ -200,11 +212,7 @@ def measure(
     threshold=threshold,
     image=curves(scores, labels),
     pixel=pixel,
-    missing={
-      level: f'the test split has no {lack}'
-      for level, lack in lacks.items()
-      if lack
-    },
+    missing=missing,
   )
 
 
@@ -318,6 +326,8 @@ def rates_at_threshold(
   return Rates(
     true_positive_rate=tp / (tp + fn) if tp + fn else None,
     false_positive_rate=fp / (fp + tn) if fp + tn else None,
+    true_negative_rate=tn / (fp + tn) if fp + tn else None,
+    accuracy=(tp + tn) / labels.size if labels.size else None,
     f1=2 * tp / (2 * tp + fp + fn) if tp + fn else None,
     true_positives=tp,
     false_positives=fp,

@@ -264,6 +264,12 @@ def test_rates_at_threshold_agree_with_scikit_learn():
       sklearn_metrics.recall_score(labels, called)
     )
     assert rates.false_positive_rate == pytest.approx(np.mean(called[~labels]))
+    assert rates.true_negative_rate == pytest.approx(
+      sklearn_metrics.recall_score(labels, called, pos_label=0)
+    )
+    assert rates.accuracy == pytest.approx(
+      sklearn_metrics.accuracy_score(labels, called)
+    )
 
 
 def test_rates_compare_in_float64():
@@ -277,9 +283,13 @@ def test_rates_are_none_where_undefined():
   good_only = metrics.rates_at_threshold(scores, np.zeros(2, bool), 0.5)
   assert good_only.true_positive_rate is None and good_only.f1 is None
   assert good_only.false_positive_rate == 0.5
+  assert good_only.true_negative_rate == good_only.accuracy == 0.5
   anomalous_only = metrics.rates_at_threshold(scores, np.ones(2, bool), 0.5)
   assert anomalous_only.false_positive_rate is None
-  assert anomalous_only.true_positive_rate == 0.5
+  assert anomalous_only.true_negative_rate is None
+  assert anomalous_only.true_positive_rate == anomalous_only.accuracy == 0.5
+  none = metrics.rates_at_threshold(scores[:0], np.zeros(0, bool), 0.5)
+  assert none.accuracy is None
 
 
 @pytest.mark.parametrize('kind', KINDS)

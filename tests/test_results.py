@@ -53,6 +53,7 @@ def test_average_is_over_what_exists_and_the_papers_over_all():
   ours, theirs = results.average(rows)
   assert ours['image_auroc'] == pytest.approx(0.8) and ours['aupro'] == 0.9
   assert theirs['pixel_ap'] == pytest.approx((0.865 + 0.524) / 2)
+  assert ours['accuracy'] is None
   assert set(theirs) == {'image_auroc', 'pixel_auroc', 'pixel_ap'}
   assert results.average([*rows, row('pens', 0.9)])[1] == {}
 
@@ -87,7 +88,9 @@ def test_results_are_the_metrics_and_what_the_threshold_does(tmp_path):
   assert list(found) == [
     *('category', 'image_auroc', 'image_ap', 'pixel_auroc', 'pixel_ap'),
     *('aupro', 'threshold', 'threshold_source', 'true_positive_rate'),
-    *('false_positive_rate', 'f1', 'best_f1', 'best_f1_threshold'),
+    *('false_positive_rate', 'true_negative_rate', 'accuracy', 'f1'),
+    *('best_f1', 'best_f1_threshold', 'best_f1_true_positive_rate'),
+    *('best_f1_true_negative_rate', 'best_f1_accuracy'),
   ]
   labels, scores = evaluation.labels, evaluation.scored.score
   assert found['image_auroc'] == metrics.auroc(scores, labels)
@@ -97,7 +100,13 @@ def test_results_are_the_metrics_and_what_the_threshold_does(tmp_path):
   called = scores > found['threshold']
   assert found['true_positive_rate'] == np.mean(called[labels])
   assert found['false_positive_rate'] == np.mean(called[~labels])
+  assert found['true_negative_rate'] == np.mean(~called[~labels])
+  assert found['accuracy'] == np.mean(called == labels)
   assert found['best_f1'] >= found['f1']
+  best = scores > found['best_f1_threshold']
+  assert found['best_f1_true_positive_rate'] == np.mean(best[labels])
+  assert found['best_f1_true_negative_rate'] == np.mean(~best[~labels])
+  assert found['best_f1_accuracy'] == np.mean(best == labels)
 
   results.write(tmp_path, evaluation, steps=1, timing=TIMING)
   with (tmp_path / 'predictions.csv').open() as file:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 import pathlib
 import re
@@ -17,6 +18,8 @@ from draem_jax.data.layouts.contents import Contents, Member
 from draem_jax.data.prepare import prepare
 from draem_jax.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 # Encoded images held in memory while a category is prepared.
 _CHUNK = 64
 
@@ -28,10 +31,12 @@ class CategoryConfig(tfds.core.BuilderConfig):
   Attributes:
     category: the name of its folder in `manual_dir`.
     layout: how its files lie, a name in `layouts.LAYOUTS`.
+    coarse_masks: as its `Contents` say; nothing that is prepared depends on it.
   """
 
   category: str = ''
   layout: str = 'mvtec'
+  coarse_masks: bool = False
 
 
 class CategoryBuilder(tfds.core.GeneratorBasedBuilder):
@@ -133,10 +138,19 @@ def prepare_category(
       broken, or if `tfds_dir` cannot be written.
   """
   contents = layouts.get(layout).read(folder)
+  if contents.left_out:
+    _log.info(
+      'left out %d defective images among those to train on in %s',
+      contents.left_out,
+      folder,
+    )
   fingerprint = _fingerprint(folder, layout, contents)
   name = re.sub(r'[^\w.-]+', '_', folder.name)
   config = CategoryConfig(
-    name=f'{name}-{fingerprint}', category=folder.name, layout=layout
+    name=f'{name}-{fingerprint}',
+    category=folder.name,
+    layout=layout,
+    coarse_masks=contents.coarse_masks,
   )
   return prepare(
     functools.partial(CategoryBuilder, config=config),

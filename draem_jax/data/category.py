@@ -26,6 +26,8 @@ class Category:
     test_files: paths of the test images.
     test_defects: what kind each of them is, as a person reads it.
     labels: whether each of them is anomalous.
+    coarse_masks: whether the masks only surround the defects, so that they are
+      to be shown, but no pixel is to be compared with them.
   """
 
   name: str
@@ -36,6 +38,7 @@ class Category:
   test_files: list[str]
   test_defects: list[str]
   labels: Bool[np.ndarray, 'm']
+  coarse_masks: bool = False
 
 
 def load_category(
@@ -78,6 +81,7 @@ def load_category(
     test_files=test.files,
     test_defects=test.defects,
     labels=test.labels,
+    coarse_masks=builder.builder_config.coarse_masks,
   )
 
 

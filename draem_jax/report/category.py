@@ -59,6 +59,7 @@ def write_report(
       defects=evaluation.category.test_defects,
       labels=evaluation.labels,
       has_truth=evaluation.masks is not None,
+      coarse_truth=evaluation.category.coarse_masks,
     ),
   )
   title = f'{row["category"]} · DRÆM report'

@@ -10,12 +10,22 @@ from draem_jax.report import document, numbers, results
 from draem_jax.report.document import escape
 from draem_jax.workdir import storage
 
-# What a row says of the detector's threshold, beside the metrics.
+# What a row says of the detector's threshold, beside the metrics, and of the
+# threshold of best F1.
+_TPR = '<abbr title="True positive rate">TPR</abbr>'
+_FPR = '<abbr title="False positive rate">FPR</abbr>'
+_TNR = '<abbr title="True negative rate">TNR</abbr>'
+_ACCURACY = '<abbr title="Classification accuracy">CA</abbr>'
 _RATES = {
-  'true_positive_rate': '<abbr title="True positive rate">TPR</abbr>',
-  'false_positive_rate': '<abbr title="False positive rate">FPR</abbr>',
+  'true_positive_rate': _TPR,
+  'false_positive_rate': _FPR,
+  'true_negative_rate': _TNR,
+  'accuracy': _ACCURACY,
   'f1': 'F1',
   'best_f1': 'Best F1',
+  'best_f1_true_positive_rate': f'{_TPR} at it',
+  'best_f1_true_negative_rate': f'{_TNR} at it',
+  'best_f1_accuracy': f'{_ACCURACY} at it',
 }
 
 

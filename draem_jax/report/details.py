@@ -23,6 +23,20 @@ _READ_FIELDS = (
 )
 # Chance and places, which are no part of a recipe.
 _NO_RECIPE = ('category', 'seed', 'data.dir', 'data.tfds_dir')
+# What a row says of the detector's threshold, and of the one of best F1.
+_RATES = {
+  'true_positive_rate': 'true positive rate',
+  'false_positive_rate': 'false positive rate',
+  'true_negative_rate': 'true negative rate',
+  'accuracy': 'accuracy',
+  'f1': 'F1',
+}
+_BEST_RATES = {
+  'best_f1_true_positive_rate': 'true positive rate',
+  'best_f1_true_negative_rate': 'true negative rate',
+  'best_f1_accuracy': 'accuracy',
+  'best_f1': 'F1',
+}
 _EPOCHS, _STEPS = 'num_epochs', 'num_steps'
 _TEXTURES = 'data.textures'
 
@@ -161,6 +175,7 @@ def run(
   defects: Sequence[str],
   labels: Bool[np.ndarray, 'n'],
   has_truth: bool,
+  coarse_truth: bool = False,
 ) -> str:
   """The run as an HTML list, and its whole config.
 
@@ -170,6 +185,7 @@ def run(
     defects: the kind of each test image.
     labels: True for anomalous images.
     has_truth: whether the category has ground truth masks.
+    coarse_truth: whether these only surround the defects.
   """
   entries = {
     'Test images': _split(defects, labels),
@@ -178,11 +194,16 @@ def run(
   }
   if 'threshold_source' in row:
     entries['Threshold'] = f'from {row["threshold_source"]}'
-    entries['At this threshold'] = _operating_point(row)
+    entries['At this threshold'] = _operating_point(row, _RATES)
+    entries['At the one of best F1'] = _operating_point(row, _BEST_RATES)
   if 'image_size' in config:
     entries['Networks'] = _networks(config)
   if not has_truth:
     entries['Ground truth'] = 'no masks'
+  elif coarse_truth:
+    entries['Ground truth'] = (
+      'coarse outlines, which are shown, but no pixel is compared with them'
+    )
   elif 'eval.mask_threshold' in config:
     share = config['eval.mask_threshold']
     covers = 'all' if share == 1 else f'at least {100 * share:g} %'
@@ -247,13 +268,7 @@ def _training(row: Mapping[str, Any], config: Mapping[str, Any]) -> str:
   return ', '.join(parts) or numbers.MISSING
 
 
-def _operating_point(row: Mapping[str, Any]) -> str:
-  names = {
-    'true_positive_rate': 'true positive rate',
-    'false_positive_rate': 'false positive rate',
-    'f1': 'F1',
-    'best_f1': 'best possible F1',
-  }
+def _operating_point(row: Mapping[str, Any], names: Mapping[str, str]) -> str:
   return 'in percent: ' + ', '.join(
     f'{name} {numbers.percent(row.get(key))}' for key, name in names.items()
   )

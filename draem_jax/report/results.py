@@ -24,6 +24,16 @@ from draem_jax.metrics import METRICS
 from draem_jax.workdir import storage
 
 _RESULTS, _TIMING = 'results.json', 'timing.json'
+# What stands in a table in the place of pixel metrics where no category has
+# any: what two thresholds do, the detector's and the one of best F1.
+_RATES = {
+  'true_positive_rate': 'TPR',
+  'true_negative_rate': 'TNR',
+  'accuracy': 'CA',
+  'best_f1_true_positive_rate': 'TPR at best F1',
+  'best_f1_true_negative_rate': 'TNR at best F1',
+  'best_f1_accuracy': 'CA at best F1',
+}
 
 
 def write(
@@ -97,15 +107,15 @@ def published(category: str) -> dict[str, float]:
 def average(
   rows: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, float | None], dict[str, float]]:
-  """Averages of each metric over the categories that have it.
+  """Averages of each metric and rate over the categories that have it.
 
   Returns:
-    Ours, None where no category has the metric; and the paper's, which there
+    Ours, None where no category has it; and the paper's, which there
     is only when all categories are among its 15.
   """
   ours = {
     key: _mean([row[key] for row in rows if row.get(key) is not None])
-    for key in METRICS
+    for key in (*METRICS, *_RATES)
   }
   papers = [published(row['category']) for row in rows]
   if not papers or not all(papers):
@@ -116,16 +126,20 @@ def average(
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
   """A Markdown table of metrics in percent, the paper's in parentheses.
 
+  Where no category has a pixel metric, as in DAGM, rates stand in their place.
+
   Args:
     rows: one of each category. Behind several follows their average, over the
       categories that have the metric.
   """
-  header = ['category', *(metric.name for metric in METRICS.values())]
+  columns = _columns(rows)
+  header = ['category', *columns.values()]
   lines = [
-    [row['category'], *_cells(row, published(row['category']))] for row in rows
+    [row['category'], *_cells(row, published(row['category']), columns)]
+    for row in rows
   ]
   if len(rows) > 1:
-    lines.append(['average', *_cells(*average(rows))])
+    lines.append(['average', *_cells(*average(rows), columns)])
   widths = [
     max(map(len, column)) for column in zip(header, *lines, strict=True)
   ]
@@ -144,10 +158,13 @@ def write_table(
   path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]
 ) -> None:
   """Writes the table of several categories as Markdown."""
-  text = (
-    '# Results\n\nIn percent; in parentheses the paper (tables 1 and 2).\n\n'
-  )
-  storage.write_text(path, text + format_table(rows) + '\n')
+  text = 'In percent; in parentheses the paper (tables 1 and 2).'
+  if 'accuracy' in _columns(rows):
+    text = (
+      'In percent. TPR, TNR and CA (accuracy) at the threshold of each\n'
+      'detector, and at the one of best F1, which is chosen on the test images.'
+    )
+  storage.write_text(path, f'# Results\n\n{text}\n\n{format_table(rows)}\n')
 
 
 def _write_predictions(path: pathlib.Path, evaluation: Evaluation) -> None:
@@ -170,8 +187,23 @@ def _mean(values: Sequence[float]) -> float | None:
   return sum(values) / len(values) if values else None
 
 
-def _cells(ours: Mapping[str, Any], theirs: Mapping[str, float]) -> list[str]:
-  return [_cell(ours.get(key), theirs.get(key)) for key in METRICS]
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+  """What a table of these rows has, by key."""
+  names = {key: metric.name for key, metric in METRICS.items()}
+  of_pixels = [key for key in METRICS if METRICS[key].level == 'pixel']
+  if any(row.get(key) is not None for row in rows for key in of_pixels):
+    return names
+  if all(row.get(key) is None for row in rows for key in _RATES):
+    return names
+  return {key: names[key] for key in names if key not in of_pixels} | _RATES
+
+
+def _cells(
+  ours: Mapping[str, Any],
+  theirs: Mapping[str, float],
+  columns: Mapping[str, str],
+) -> list[str]:
+  return [_cell(ours.get(key), theirs.get(key)) for key in columns]
 
 
 def _cell(value: float | None, theirs: float | None) -> str:

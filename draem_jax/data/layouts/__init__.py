@@ -9,13 +9,15 @@ A layout says what is special about it, by three names:
 
 import os
 import pathlib
+import re
 from typing import Any
 
-from draem_jax.data.layouts import mvtec
+from draem_jax.data.layouts import dagm, mvtec
 from draem_jax.errors import UserError
 
 LAYOUTS: dict[str, Any] = {
   'mvtec': mvtec,
+  'dagm': dagm,
 }
 
 
@@ -35,7 +37,7 @@ def get(layout: str) -> Any:
 def list_categories(
   data_dir: str | os.PathLike[str], *, layout: str = 'mvtec'
 ) -> list[str]:
-  """Names of the categories in a folder, sorted.
+  """Names of the categories in a folder, sorted, numbers in them as numbers.
 
   Args:
     data_dir: the folder of categories.
@@ -57,7 +59,9 @@ def list_categories(
       f'{data_dir} is itself a category: set config.data.dir to {parent} and'
       f' the category to {name}'
     )
-  names = sorted(path.name for path in data_dir.iterdir() if is_category(path))
+  names = sorted(
+    (path.name for path in data_dir.iterdir() if is_category(path)), key=_order
+  )
   if not names:
     raise UserError(
       f'{data_dir} holds no category: set config.data.dir to a folder of'
@@ -91,3 +95,10 @@ def find_category(
   raise UserError(
     f'{data_dir} has no category {category!r}: there are {", ".join(names)}'
   )
+
+
+def _order(name: str) -> tuple[list[str | int], str]:
+  """What names are sorted by: `Class2` stands before `Class10`."""
+  parts = re.split(r'([0-9]+)', name)
+  parts[1::2] = map(int, parts[1::2])
+  return parts, name

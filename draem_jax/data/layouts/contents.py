@@ -38,10 +38,15 @@ class Contents:
   Attributes:
     train: good images to train on, at least one.
     test: good and anomalous images.
+    left_out: number of anomalous images that lie among those to train on.
+    coarse_masks: whether the masks only surround the defects, so that they are
+      to be shown, but no pixel is to be compared with them.
   """
 
   train: list[Member]
   test: list[Member]
+  left_out: int = 0
+  coarse_masks: bool = False
 
 
 def list_images(folder: pathlib.Path) -> list[str]:

@@ -167,9 +167,18 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
       + ''.join(f'<td class="number">{cell}</td>' for cell in cells)
       + f'<td>{escape(row.get("device") or numbers.MISSING)}</td></tr>\n'
     )
+  foot = ''
+  if len(rows) > 1:
+    cells = [numbers.percent(results.mean(rows, key)) for key in _RATES]
+    cells += [''] * (len(columns) - len(_RATES))
+    foot = (
+      '<tfoot><tr><th scope="row">average</th>'
+      + ''.join(f'<td class="number">{cell}</td>' for cell in cells)
+      + '<td></td></tr></tfoot>'
+    )
   return (
     f'<table class="runs">\n<thead><tr>{head}<th scope="col">Device</th></tr>'
-    f'</thead>\n<tbody>\n{"".join(lines)}</tbody>\n</table>'
+    f'</thead>\n<tbody>\n{"".join(lines)}</tbody>\n{foot}</table>'
   )
 
 

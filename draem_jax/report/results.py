@@ -24,9 +24,9 @@ from draem_jax.metrics import METRICS
 from draem_jax.workdir import storage
 
 _RESULTS, _TIMING = 'results.json', 'timing.json'
-# What stands in a table in the place of pixel metrics where no category has
-# any: what two thresholds do, the detector's and the one of best F1.
-_RATES = {
+# What two thresholds do, the detector's and the one of best F1. It stands in a
+# table in the place of pixel metrics where no category has any.
+RATES = {
   'true_positive_rate': 'TPR',
   'true_negative_rate': 'TNR',
   'accuracy': 'CA',
@@ -110,17 +110,20 @@ def average(
   """Averages of each metric and rate over the categories that have it.
 
   Returns:
-    Ours, None where no category has it; and the paper's, which there
-    is only when all categories are among its 15.
+    Ours, None where no category has it; and the paper's, which there is only
+    when all categories are among its 15.
   """
-  ours = {
-    key: _mean([row[key] for row in rows if row.get(key) is not None])
-    for key in (*METRICS, *_RATES)
-  }
+  ours = {key: mean(rows, key) for key in (*METRICS, *RATES)}
   papers = [published(row['category']) for row in rows]
   if not papers or not all(papers):
     return ours, {}
-  return ours, {key: _mean([each[key] for each in papers]) for key in papers[0]}
+  return ours, {key: mean(papers, key) for key in papers[0]}
+
+
+def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
+  """The unweighted mean of a number over the rows that have it, if any."""
+  values = [row[key] for row in rows if row.get(key) is not None]
+  return sum(values) / len(values) if values else None
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -183,19 +186,15 @@ def _write_predictions(path: pathlib.Path, evaluation: Evaluation) -> None:
   storage.write_text(path, text.getvalue())
 
 
-def _mean(values: Sequence[float]) -> float | None:
-  return sum(values) / len(values) if values else None
-
-
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   """What a table of these rows has, by key."""
   names = {key: metric.name for key, metric in METRICS.items()}
   of_pixels = [key for key in METRICS if METRICS[key].level == 'pixel']
   if any(row.get(key) is not None for row in rows for key in of_pixels):
     return names
-  if all(row.get(key) is None for row in rows for key in _RATES):
+  if all(row.get(key) is None for row in rows for key in RATES):
     return names
-  return {key: names[key] for key in names if key not in of_pixels} | _RATES
+  return {key: names[key] for key in names if key not in of_pixels} | RATES
 
 
 def _cells(

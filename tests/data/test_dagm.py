@@ -14,7 +14,7 @@ from untrained import random_variables
 
 from configs import dagm as dagm_config
 from draem_jax import config as config_lib
-from draem_jax import experiment
+from draem_jax import experiment, report
 from draem_jax.data import builder, layouts
 from draem_jax.data.category import load_category
 from draem_jax.data.layouts import dagm
@@ -297,7 +297,7 @@ def test_coarse_truth_is_drawn_and_no_pixel_is_compared(tmp_path):
 
 
 def row(category, value, **others):
-  keys = ('image_auroc', 'image_ap', *results._RATES)
+  keys = ('image_auroc', 'image_ap', *results.RATES)
   return {'category': category} | dict.fromkeys(keys, value) | others
 
 
@@ -318,6 +318,16 @@ def test_the_table_has_rates_in_the_place_of_pixels(tmp_path):
     *('average', '75.0', '75.0', '75.0', '75.0', '70.0', *3 * ['75.0'])
   ]
   assert 'chosen on the test images' in ' '.join(lines)
+  report.write_comparison(tmp_path / 'report.html', rows)
+  text = (tmp_path / 'report.html').read_text().replace('\n', ' ')
+  runs = text[text.index('<table class="runs">') :]
+  averages = re.findall(
+    '<td class="number">(.*?)</td>', runs.split('<tfoot>')[1]
+  )
+  # TPR, FPR, TNR, CA, F1, best F1, and three rates at that one.
+  assert averages[:9] == [
+    *('75.0', '–', '75.0', '70.0', '–', '–', '75.0', '75.0', '75.0')
+  ]
   # With a single pixel metric it is the table of MVTec AD.
   rows[1]['pixel_ap'] = 0.5
   assert 'TPR' not in results.format_table(rows)

@@ -95,11 +95,19 @@ def train_and_evaluate(
 
 
 def list_categories(config: Mapping[str, Any]) -> list[str]:
-  """What `config.category` names, `'all'` being every one of the folder."""
+  """What `config.category` names, `'all'` being every one of the folder.
+
+  Raises:
+    UserError: if one of the folder does not have the layout, which would show
+      only after the training of those before it.
+  """
   if config['category'] != 'all':
     return [config['category']]
   data = config['data']
-  return layouts.list_categories(data['dir'], layout=data['layout'])
+  names = layouts.list_categories(data['dir'], layout=data['layout'])
+  for name in names:
+    layouts.get(data['layout']).read(pathlib.Path(data['dir']) / name)
+  return names
 
 
 def holdout_share(config: Mapping[str, Any]) -> float:

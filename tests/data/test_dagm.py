@@ -245,6 +245,11 @@ def test_a_class_without_labels_is_named_and_not_passed_over(data_dir):
   assert layouts.list_categories(data_dir, layout='dagm')[1] == 'Class2'
   with pytest.raises(UserError, match=r'Class2/.*Labels\.txt is missing'):
     load(data_dir, 'Class2')
+  # Of all classes before the first of them is trained.
+  config = dagm_config.get_config('all')
+  config.data.dir = str(data_dir)
+  with pytest.raises(UserError, match=r'Class2/.*Labels\.txt is missing'):
+    experiment.list_categories(config.to_dict())
 
 
 @pytest.mark.parametrize(

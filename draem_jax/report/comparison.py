@@ -15,7 +15,7 @@ from draem_jax.workdir import storage
 _TPR = '<abbr title="True positive rate">TPR</abbr>'
 _FPR = '<abbr title="False positive rate">FPR</abbr>'
 _TNR = '<abbr title="True negative rate">TNR</abbr>'
-_ACCURACY = '<abbr title="Classification accuracy">CA</abbr>'
+_ACCURACY = '<abbr title="CA in the paper">Accuracy</abbr>'
 _RATES = {
   'true_positive_rate': _TPR,
   'false_positive_rate': _FPR,

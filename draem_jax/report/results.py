@@ -29,10 +29,10 @@ _RESULTS, _TIMING = 'results.json', 'timing.json'
 RATES = {
   'true_positive_rate': 'TPR',
   'true_negative_rate': 'TNR',
-  'accuracy': 'CA',
+  'accuracy': 'accuracy',
   'best_f1_true_positive_rate': 'TPR at best F1',
   'best_f1_true_negative_rate': 'TNR at best F1',
-  'best_f1_accuracy': 'CA at best F1',
+  'best_f1_accuracy': 'accuracy at best F1',
 }
 
 
@@ -164,7 +164,7 @@ def write_table(
   text = 'In percent; in parentheses the paper (tables 1 and 2).'
   if 'accuracy' in _columns(rows):
     text = (
-      'In percent. TPR, TNR and CA (accuracy) at the threshold of each\n'
+      'In percent. TPR, TNR and accuracy (CA) at the threshold of each\n'
       'detector, and at the one of best F1, which is chosen on the test images.'
     )
   storage.write_text(path, f'# Results\n\n{text}\n\n{format_table(rows)}\n')

@@ -315,8 +315,8 @@ def test_the_table_has_rates_in_the_place_of_pixels(tmp_path):
   results.write_table(tmp_path / 'results.md', rows)
   lines = (tmp_path / 'results.md').read_text().splitlines()
   assert cells(lines[-5]) == [
-    *('category', 'image AUROC', 'image AP', 'TPR', 'TNR', 'CA'),
-    *('TPR at best F1', 'TNR at best F1', 'CA at best F1'),
+    *('category', 'image AUROC', 'image AP', 'TPR', 'TNR', 'accuracy'),
+    *('TPR at best F1', 'TNR at best F1', 'accuracy at best F1'),
   ]
   # Unweighted over the classes.
   assert cells(lines[-1]) == [
@@ -391,7 +391,7 @@ def test_a_run_has_the_numbers_of_table_4(run):
     )
     assert accuracy == pytest.approx((tpr + tnr) / 2)  # Four of each kind.
   assert written['false_positive_rate'] == 1 - written['true_negative_rate']
-  assert 'CA at best F1' in results.format_table([found])
+  assert 'accuracy at best F1' in results.format_table([found])
   config = json.loads((workdir / 'config.json').read_text())
   assert config['config']['eval']['holdout'] == 0
 

@@ -1,5 +1,6 @@
 """One category from its files to its results: load, train, evaluate."""
 
+import contextlib
 import logging
 import pathlib
 import zlib
@@ -19,7 +20,7 @@ from draem_jax.errors import UserError
 from draem_jax.report import drawings, results
 from draem_jax.simulator.textures import TEXTURES
 from draem_jax.training import train, writer
-from draem_jax.workdir import claim
+from draem_jax.workdir import claim, lock
 from draem_jax.workdir.thresholds import write_thresholds
 
 _log = logging.getLogger(__name__)
@@ -41,13 +42,12 @@ def train_and_evaluate(
     cluster that do not write.
 
   Raises:
-    UserError: for what the user can mend.
+    UserError: for what the user can mend, such as another process that writes
+      in `workdir`.
     interrupt.Interrupted: if a signal stopped the training.
   """
   config_lib.check(config)
-  share = holdout_share(config)
-  # What was decided is what is written down, and what a continuation compares.
-  config = {**config, 'eval': {**config['eval'], 'holdout': share}}
+  config = decide(config)
   workdir = pathlib.Path(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -55,9 +55,20 @@ def train_and_evaluate(
     raise UserError(
       f'--workdir={workdir} cannot be made ({error.strerror}): name another'
     ) from error
+  alone = contextlib.nullcontext()
+  if devices.is_main_process():
+    alone = lock.hold(workdir)
+  with alone:
+    return _run(config, workdir)
+
+
+def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+  """Does what `train_and_evaluate` says, alone in `workdir`."""
   category, texture_images = _load(config, workdir)
   kept, held_out = split_holdout(
-    category.train_images, share=share, seed=config['seed']
+    category.train_images,
+    share=config['eval']['holdout'],
+    seed=config['seed'],
   )
   fingerprint = {
     'training images': _checksum(kept),
@@ -89,6 +100,15 @@ def train_and_evaluate(
   # Whoever leaves a cluster early takes the others along.
   devices.wait_for_processes(f'evaluated {config["category"]}')
   return row
+
+
+def decide(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config with what it leaves to the category decided.
+
+  That is what is written down, and what a continuation compares.
+  """
+  share = holdout_share(config)
+  return {**config, 'eval': {**config['eval'], 'holdout': share}}
 
 
 def list_categories(config: Mapping[str, Any]) -> list[str]:

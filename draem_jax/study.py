@@ -16,7 +16,7 @@ from draem_jax import command, experiment
 from draem_jax.data import layouts
 from draem_jax.errors import UserError
 from draem_jax.report import results
-from draem_jax.studies import plan, state, tables, workers
+from draem_jax.studies import figure9, plan, state, tables, workers
 from draem_jax.studies.plan import Run
 from draem_jax.studies.state import State
 from draem_jax.workdir import claim
@@ -119,23 +119,34 @@ def _listing(runs: Sequence[Run], workdir: pathlib.Path) -> str:
 def _write_tables(
   config: dict[str, Any], runs: Sequence[Run], workdir: pathlib.Path
 ) -> None:
+  study = config['study']
+  rows = list(dict.fromkeys(run.row for run in runs))
+  rows = [row for row in study['order'] if row in rows]
+  categories = list(dict.fromkeys(run.category for run in runs))
   finished = {
     (run.row, run.category, run.seed): results.read(workdir / run.name)
     for run in runs
     if state.of(workdir / run.name) is State.FINISHED
   }
+  files = ['table.md', 'table.csv', 'table.html']
+  picture = None
+  if 'figure9' in study['tables']:
+    picture = workdir / figure9.FILE
+    figure9.draw(picture, finished, rows=rows, categories=categories)
+    files.append(figure9.FILE)
   print(
     tables.write(
       workdir,
       finished,
-      tables=config['study']['tables'],
-      rows=list(dict.fromkeys(run.row for run in runs)),
-      categories=list(dict.fromkeys(run.category for run in runs)),
+      tables=study['tables'],
+      rows=rows,
+      categories=categories,
       differences=plan.differences(config),
       count=len(runs),
+      picture=picture,
     )
   )
-  for name in ('table.md', 'table.csv', 'table.html'):
+  for name in files:
     print(f'{name}: {workdir / name}')
 
 

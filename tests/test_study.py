@@ -19,6 +19,7 @@ from draem_jax import config as config_lib
 from draem_jax import interrupt, paper
 from draem_jax.configs import ablations, figure9, mvtec, table3
 from draem_jax.errors import UserError
+from draem_jax.studies import figure9 as figure9_plot
 from draem_jax.studies import plan, state, tables, workers
 from draem_jax.studies.state import State
 from draem_jax.workdir import lock
@@ -301,6 +302,30 @@ def test_table_4_has_both_thresholds(tmp_path):
   assert '| CADN (published) | – | – | – | 89.1 |' in text
   assert 'of 1 of 2 categories' in text
   assert paper.NOTES[4] in text
+
+
+def test_figure_9_is_drawn_of_what_is_there(tmp_path):
+  rows = ['augmented_1', 'augmented_all', 'plain_1', 'plain_all']
+  results = {
+    (row, 'bottle', seed): {'image_auroc': 0.5 + 0.1 * seed, 'pixel_ap': 0.4}
+    for row in rows[:3]
+    for seed in range(2)
+  }
+  path = tmp_path / 'figure9.png'
+  figure9_plot.draw(path, results, rows=rows, categories=['bottle'])
+  text = tables.write(
+    tmp_path,
+    results,
+    tables=('figure9',),
+    rows=rows,
+    categories=['bottle'],
+    differences=[],
+    count=8,
+    picture=path,
+  )
+  assert '| augmented_1 | 55.0 ± 7.1 | – | 40.0 ± 0.0 |' in text
+  assert '![figure9](figure9.png)' in text
+  assert 'src="data:image/png;base64,' in (tmp_path / 'table.html').read_text()
 
 
 # States and processes. A stand-in for the command runs a run in no time.

@@ -5,6 +5,7 @@ standard deviation behind it is that of the seeds (of a sample, n - 1). Seeds
 that lack a category count only where no seed is whole.
 """
 
+import base64
 import csv
 import dataclasses
 import io
@@ -220,6 +221,7 @@ def write(
   categories: Sequence[str],
   differences: Sequence[str],
   count: int,
+  picture: pathlib.Path | None = None,
 ) -> str:
   """Writes `table.md`, `table.csv` and `table.html` of a study.
 
@@ -231,6 +233,7 @@ def write(
     categories: of the study.
     differences: what differs from the paper's recipe, in words.
     count: number of runs that the study has.
+    picture: a PNG that the HTML shows, in the folder of the study.
 
   Returns:
     The Markdown.
@@ -245,12 +248,14 @@ def write(
     '\n\n'.join([*map(_markdown, each), *([table.note] if table.note else [])])
     for table, each in found
   )
+  if picture is not None:
+    markdown += f'\n\n![{picture.stem}]({picture.name})'
   markdown = f'{markdown}\n\n' + '\n'.join(f'- {note}' for note in notes)
   storage.write_text(workdir / 'table.md', f'{markdown}\n')
   storage.write_text(
     workdir / 'table.csv', _csv(results, tables, rows, categories)
   )
-  storage.write_text(workdir / 'table.html', _html(found, notes))
+  storage.write_text(workdir / 'table.html', _html(found, notes, picture))
   return markdown
 
 
@@ -445,13 +450,21 @@ def _published(table: Table, row: str, category: str, key: str) -> float | None:
 
 
 def _html(
-  found: Sequence[tuple[Table, Sequence[Sheet]]], notes: Sequence[str]
+  found: Sequence[tuple[Table, Sequence[Sheet]]],
+  notes: Sequence[str],
+  picture: pathlib.Path | None,
 ) -> str:
   parts = []
   for table, each in found:
     parts += map(_html_table, each)
     if table.note:
       parts.append(f'<p class="note">{escape(table.note)}</p>')
+  if picture is not None:
+    data = base64.b64encode(picture.read_bytes()).decode()
+    parts.append(
+      f'<p><img alt="{escape(picture.stem)}" style="max-width:100%"'
+      f' src="data:image/png;base64,{data}"></p>'
+    )
   parts += [f'<p class="note">{escape(note)}</p>' for note in notes]
   body = document.fill('study.html', tables='\n'.join(parts))
   return document.page(title='DRÆM study', body=body)

@@ -21,6 +21,7 @@ from draem_jax import paper
 from draem_jax.errors import UserError
 from draem_jax.evaluate import Evaluation
 from draem_jax.metrics import METRICS
+from draem_jax.report import systems
 from draem_jax.workdir import storage
 
 _RESULTS, _TIMING = 'results.json', 'timing.json'
@@ -84,14 +85,7 @@ def read(workdir: str | pathlib.Path) -> dict[str, Any]:
 
 def published(category: str) -> dict[str, float]:
   """The paper's metrics of a category by key, in [0, 1]; none of others."""
-  found = paper.DRAEM.get(category)
-  if found is None:
-    return {}
-  return {
-    key: getattr(found, metric.paper) / 100
-    for key, metric in METRICS.items()
-    if metric.paper
-  }
+  return systems.of_category(category).get(paper.OURS, {})
 
 
 def average(
@@ -101,16 +95,12 @@ def average(
 
   Returns:
     Ours, None where no category has the metric; and the paper's, which there
-    is only when all categories are among its 15.
+    is only when all categories are among its 15, or are the classes of DAGM.
   """
-  ours = {
-    key: _mean([row[key] for row in rows if row.get(key) is not None])
-    for key in METRICS
-  }
-  papers = [published(row['category']) for row in rows]
-  if not papers or not all(papers):
-    return ours, {}
-  return ours, {key: _mean([each[key] for each in papers]) for key in papers[0]}
+  ours = {key: systems.average(rows, key) for key in METRICS}
+  theirs = systems.of_average([row['category'] for row in rows])
+  theirs = theirs.get(paper.OURS, {})
+  return ours, {key: theirs[key] for key in METRICS if key in theirs}
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -126,6 +116,10 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
   ]
   if len(rows) > 1:
     lines.append(['average', *_cells(*average(rows))])
+  return _markdown(header, lines)
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
   widths = [
     max(map(len, column)) for column in zip(header, *lines, strict=True)
   ]
@@ -143,11 +137,27 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def write_table(
   path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-  """Writes the table of several categories as Markdown."""
+  """Writes the table of several categories as Markdown.
+
+  Behind it follow the systems of the paper, where it has these categories.
+  """
   text = (
-    '# Results\n\nIn percent; in parentheses the paper (tables 1 and 2).\n\n'
+    '# Results\n\nIn percent; in parentheses the paper (tables 1, 2 and 4).\n\n'
   )
-  storage.write_text(path, text + format_table(rows) + '\n')
+  text += format_table(rows) + '\n'
+  beside = systems.beside_average(rows)
+  if beside is not None:
+    text += f'\n## Published systems\n\nIn percent. {beside.note}\n\n'
+    text += _format_systems(beside) + '\n'
+  storage.write_text(path, text)
+
+
+def _format_systems(beside: systems.Beside) -> str:
+  lines = [
+    [name, *(_cell(values.get(key), None) for key in beside.columns)]
+    for name, values in (beside.published | beside.ours).items()
+  ]
+  return _markdown(['system', *beside.columns.values()], lines)
 
 
 def _write_predictions(path: pathlib.Path, evaluation: Evaluation) -> None:
@@ -164,10 +174,6 @@ def _write_predictions(path: pathlib.Path, evaluation: Evaluation) -> None:
     # Nine digits name a float32 exactly.
     table.writerow((file, defect, f'{score:.9g}', str(is_anomalous).lower()))
   storage.write_text(path, text.getvalue())
-
-
-def _mean(values: Sequence[float]) -> float | None:
-  return sum(values) / len(values) if values else None
 
 
 def _cells(ours: Mapping[str, Any], theirs: Mapping[str, float]) -> list[str]:

@@ -16,7 +16,7 @@ import time
 import pytest
 
 from draem_jax import config as config_lib
-from draem_jax import interrupt, paper
+from draem_jax import interrupt, paper, study
 from draem_jax.configs import ablations, figure9, mvtec, table3
 from draem_jax.errors import UserError
 from draem_jax.studies import figure9 as figure9_plot
@@ -509,60 +509,53 @@ def test_devices_are_divided(monkeypatch):
 # As a user.
 
 
-def run_study(tmp_path, *arguments):
+def tiny_study(folder):
+  config = mvtec.shared('small')
+  config.data.dir = config.data.textures = 'builtin'
+  config.data.tfds_dir = str(folder / 'tfds')
+  config.image_size = 32
+  config.batch_size = 4
+  config.num_steps = 2
+  config.model.reconstructive_width = 4
+  return plan.make(
+    config,
+    name='tiny',
+    tables=('table3',),
+    rows={row: ablations.ROWS[row] for row in ('recon_ae', 'recon_ae_msgms')},
+    trained_by=ablations.TRAINED_BY,
+    categories=('demo',),
+  )
+
+
+def test_a_study_from_the_command_to_its_table(tmp_path, capsys):
   config = tmp_path / 'tiny.py'
   config.write_text(
-    textwrap.dedent("""
-      from draem_jax.configs import ablations, mvtec
-      from draem_jax.studies import plan
+    textwrap.dedent(f"""
+      import pathlib, sys
+      sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
+      import test_study
 
       def get_config():
-        config = mvtec.shared('small')
-        config.data.dir = config.data.textures = 'builtin'
-        config.image_size = 32
-        config.batch_size = 4
-        config.num_steps = 2
-        config.model.reconstructive_width = 4
-        return plan.make(
-          config,
-          name='tiny',
-          tables=('table3',),
-          rows={
-            row: ablations.ROWS[row] for row in ('recon_ae', 'recon_ae_msgms')
-          },
-          trained_by=ablations.TRAINED_BY,
-          categories=('demo',),
-        )
+        return test_study.tiny_study(pathlib.Path({str(tmp_path)!r}))
     """)
   )
-  return subprocess.run(
+  workdir = tmp_path / 'study'
+  done = subprocess.run(
     [
-      *(sys.executable, '-m', 'draem_jax.study', f'--config={config}'),
-      f'--workdir={tmp_path / "study"}',
-      f'--config.data.tfds_dir={tmp_path / "tfds"}',
-      *arguments,
+      *(sys.executable, '-m', 'draem_jax.study'),
+      *(f'--config={config}', f'--workdir={workdir}'),
     ],
     text=True,
     capture_output=True,
-    timeout=600,
+    timeout=900,
     check=False,
   )
-
-
-def test_a_study_from_the_command_to_its_table(tmp_path):
-  listed = run_study(tmp_path, '--list')
-  assert listed.stdout.split() == [
-    *('1', 'waiting', 'recon_ae/demo/seed0'),
-    *('2', 'waiting', 'recon_ae_msgms/demo/seed0'),
-  ]
-  assert not (tmp_path / 'study').exists()
-  done = run_study(tmp_path)
   assert done.returncode == 0, done.stderr
-  study = tmp_path / 'study'
-  table = (study / 'table.md').read_text()
+  table = (workdir / 'table.md').read_text()
+  assert table in done.stdout
   assert '2 of 2 runs are finished' in table and '(83.9)' in table
   first, second = (
-    study / row / 'demo' / 'seed0' for row in ('recon_ae', 'recon_ae_msgms')
+    workdir / row / 'demo' / 'seed0' for row in ('recon_ae', 'recon_ae_msgms')
   )
   # The same networks, not trained again, and other maps of them.
   assert (second / 'metrics.jsonl').read_bytes() == (
@@ -574,33 +567,38 @@ def test_a_study_from_the_command_to_its_table(tmp_path):
   ]
   assert results[0]['steps'] == results[1]['steps'] == 2
   assert results[0]['pixel_auroc'] != results[1]['pixel_auroc']
-  config = json.loads((second / 'config.json').read_text())['config']
-  assert config['score']['map'] == 'msgms'
+  stored = json.loads((second / 'config.json').read_text())['config']
+  assert stored['score']['map'] == 'msgms'
   # The tables come from what is there.
-  (study / 'table.md').unlink()
-  again = run_study(tmp_path, '--tables')
-  assert again.returncode == 0 and (study / 'table.md').read_text() == table
+  (workdir / 'table.md').unlink()
+  values = tiny_study(tmp_path).to_dict()
+  runs = plan.list_runs(values)
+  study._write_tables(values, runs, workdir)
+  assert (workdir / 'table.md').read_text() == table
+  assert study._listing(runs, workdir).split() == [
+    *('1', 'finished', 'recon_ae/demo/seed0'),
+    *('2', 'finished', 'recon_ae_msgms/demo/seed0'),
+  ]
   # A run is one of its own: another recipe is refused before any begins.
-  other = run_study(tmp_path, '--config.num_steps=3')
-  assert other.returncode == 2
-  assert other.stderr.startswith('error: ') and 'config.num_steps=3' in (
-    other.stderr
-  )
-  assert len(other.stderr.splitlines()) == 1
+  values['num_steps'] = 3
+  with pytest.raises(UserError, match='config.num_steps=3 .there 2'):
+    study._check(plan.list_runs(values), workdir)
+
+
+def test_a_folder_without_the_categories_is_named_at_once(tmp_path):
+  values = table3.get_config().to_dict()
+  values['data']['dir'] = str(tmp_path / 'none')
+  with pytest.raises(UserError, match='none is not a folder'):
+    study._check(plan.list_runs(values), tmp_path)
 
 
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [
-    (['--config=configs/table3.py'], '--workdir is missing'),
     (['--config=configs/demo.py', '--workdir=w'], 'draem_jax.main'),
     (
       ['--config=configs/table3.py', '--workdir=w', '--rows=disk'],
       "did you mean 'disc'",
-    ),
-    (
-      ['--config=configs/table3.py', '--workdir=w', '--config.data.dir=none'],
-      'none is not a folder',
     ),
   ],
 )

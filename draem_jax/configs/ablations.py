@@ -34,13 +34,13 @@ ROWS: dict[str, dict[str, Any]] = {
   # be downloaded: set `data.textures` to its folder.
   'imagenet': {'data': {'textures': 'data/imagenet/train'}},
   'color': {'simulator': {'texture': 'color'}},
+  # Their shape.
+  'rect': {'simulator': {'mask': 'rectangles'}},
   # How hard they are to see. The paper does not state the opacity where it is
   # not random: 1 is the plain reading.
   'no_aug': {'simulator': {'num_augmentations': 0, 'opacity': (1.0, 1.0)}},
   'img_aug': {'simulator': {'opacity': (1.0, 1.0)}},
   'opacity': {'simulator': {'num_augmentations': 0}},
-  # Their shape.
-  'rect': {'simulator': {'mask': 'rectangles'}},
   'draem': {},
 }
 

@@ -409,8 +409,6 @@ def _compare_checksums(folder: pathlib.Path, read: dict[str, Any]) -> None:
       raise ValueError(f'the checksum of {name} is not as it was saved')
 
 
-
-
 def _metadata(folder: pathlib.Path) -> Any:
   return ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder))
 

@@ -12,6 +12,7 @@ from importlib import resources
 import absl.logging
 import jax
 from absl import app, flags
+from ml_collections import config_dict, config_flags
 
 from draem_jax import interrupt
 from draem_jax.errors import UserError
@@ -114,6 +115,24 @@ def wrap(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       _fail(f'{error.filename}: {error.strerror}: {_REMEDIES[error.errno]}')
 
   return wrapped
+
+
+def read_config() -> config_dict.ConfigDict:
+  """The config that `--config` names, with what the command line assigns.
+
+  Raises:
+    UserError: if the file cannot be read.
+  """
+  config = flags.FLAGS.config
+  try:
+    config.category  # noqa: B018
+  except OSError as error:  # config_flags tells of a missing file only now.
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    raise UserError(
+      f'--config={path} cannot be read: name a config file, such as'
+      ' configs/demo.py'
+    ) from error
+  return config
 
 
 def use_compilation_cache() -> None:

@@ -1,5 +1,6 @@
 """One category from its files to its results: load, train, evaluate."""
 
+import contextlib
 import logging
 import pathlib
 import zlib
@@ -14,20 +15,19 @@ from draem_jax import config as config_lib
 from draem_jax import devices, evaluate, paper, report
 from draem_jax.data import demo, layouts, resident, textures
 from draem_jax.data.category import Category, load_category
-from draem_jax.data.layouts import dagm
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.report import drawings, results
 from draem_jax.simulator.textures import TEXTURES
 from draem_jax.training import train, writer
-from draem_jax.workdir import claim
+from draem_jax.workdir import claim, lock
 from draem_jax.workdir.thresholds import write_thresholds
 
 _log = logging.getLogger(__name__)
 
 BUILTIN = 'builtin'  # config.data.dir: the category that the package draws.
 # By layout, what the paper trained on, of which it held nothing out.
-_PUBLISHED = {'mvtec': paper.CATEGORIES, 'dagm': dagm.CLASSES}
+_PUBLISHED = {'mvtec': paper.CATEGORIES, 'dagm': paper.DAGM_CLASSES}
 
 
 def train_and_evaluate(
@@ -44,13 +44,12 @@ def train_and_evaluate(
     cluster that do not write.
 
   Raises:
-    UserError: for what the user can mend.
+    UserError: for what the user can mend, such as another process that writes
+      in `workdir`.
     interrupt.Interrupted: if a signal stopped the training.
   """
   config_lib.check(config)
-  share = holdout_share(config)
-  # What was decided is what is written down, and what a continuation compares.
-  config = {**config, 'eval': {**config['eval'], 'holdout': share}}
+  config = decide(config)
   workdir = pathlib.Path(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -58,9 +57,20 @@ def train_and_evaluate(
     raise UserError(
       f'--workdir={workdir} cannot be made ({error.strerror}): name another'
     ) from error
+  alone = contextlib.nullcontext()
+  if devices.is_main_process():
+    alone = lock.hold(workdir)
+  with alone:
+    return _run(config, workdir)
+
+
+def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+  """Does what `train_and_evaluate` says, alone in `workdir`."""
   category, texture_images = _load(config, workdir)
   kept, held_out = split_holdout(
-    category.train_images, share=share, seed=config['seed']
+    category.train_images,
+    share=config['eval']['holdout'],
+    seed=config['seed'],
   )
   fingerprint = {
     'training images': _checksum(kept),
@@ -92,6 +102,15 @@ def train_and_evaluate(
   # Whoever leaves a cluster early takes the others along.
   devices.wait_for_processes(f'evaluated {config["category"]}')
   return row
+
+
+def decide(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config with what it leaves to the category decided.
+
+  That is what is written down, and what a continuation compares.
+  """
+  share = holdout_share(config)
+  return {**config, 'eval': {**config['eval'], 'holdout': share}}
 
 
 def list_categories(config: Mapping[str, Any]) -> list[str]:

@@ -27,21 +27,14 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
   """Runs the categories of the config, one after the other."""
   command.refuse_arguments(argv)
-  config = flags.FLAGS.config
-  if config is None:
+  if flags.FLAGS.config is None:
     raise UserError('--config is missing: try --config=configs/demo.py')
   devices.start_distributed()
   if not devices.is_main_process():
     command.be_quiet()
   command.use_compilation_cache()
-  try:
-    category = config.category
-  except OSError as error:  # config_flags tells of a missing file only now.
-    path = config_flags.get_config_filename(flags.FLAGS['config'])
-    raise UserError(
-      f'--config={path} cannot be read: name a config file, such as'
-      ' configs/demo.py'
-    ) from error
+  config = command.read_config()
+  category = config.category
   workdir = pathlib.Path(flags.FLAGS.workdir or f'runs/{category}')
   categories = experiment.list_categories(config.to_dict())
   if category != 'all':

@@ -199,7 +199,8 @@ def test_checkpoints_of_earlier_versions_are_read_and_gone_on_from(tmp_path):
 def test_damaged_checkpoints_of_earlier_versions_are_passed_over(tmp_path):
   save_as_before(tmp_path, 1, 2)
   damage(tmp_path / '2')
-  assert_equal(restore_variables(tmp_path), make_state(1).evaluated)
+  with pytest.raises(UserError, match='2 is damaged.*1 can be read'):
+    restore_variables(tmp_path)
   assert restore(tmp_path)[0] == 1
 
 
@@ -241,13 +242,45 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, item, files, harm):
   assert harmed
   for path in harmed:
     harm(path)
-  assert_equal(
-    restore_variables(tmp_path),
-    make_state(1 if item == 'variables' else 2).evaluated,
-  )
+  if item == 'variables':
+    # An older one does not stand in for it, for thresholds are not of that.
+    with pytest.raises(UserError, match='2 is damaged.*1 can be read'):
+      restore_variables(tmp_path)
+  else:
+    assert_equal(restore_variables(tmp_path), make_state(2).evaluated)
   step, state = restore(tmp_path)
   assert step == 1
   assert_equal(state, make_state(1))
+
+
+@pytest.mark.parametrize('average', [None, 7])
+def test_no_flipped_bit_is_silent(tmp_path, average):
+  save(tmp_path / 'sound', 1, average=average)
+  sound = make_state(1, average=average)
+  files = sorted(path for path in (tmp_path / 'sound').rglob('*'))
+  files = [path for path in files if path.is_file() and path.stat().st_size]
+  rng = np.random.default_rng(0)
+  noticed = 0
+  for number in range(40):
+    harmed = tmp_path / f'{number}'
+    shutil.copytree(tmp_path / 'sound', harmed)
+    file = files[number % len(files)].relative_to(tmp_path / 'sound')
+    data = bytearray((harmed / file).read_bytes())
+    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    (harmed / file).write_bytes(data)
+    try:
+      # What neither notices has harmed nothing that they read.
+      assert_equal(restore_variables(harmed), sound.evaluated)
+      assert_equal(restore(harmed, average=average)[1], sound)
+    except UserError:
+      noticed += 1
+  assert noticed > 10
+
+
+def test_lost_checksums_are_damage(tmp_path):
+  save(tmp_path, 1, 2)
+  shutil.rmtree(tmp_path / '2' / 'checksums')
+  assert restore(tmp_path)[0] == 1
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_kept(tmp_path, caplog):
@@ -255,7 +288,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_kept(tmp_path, caplog):
   damage(tmp_path / '5')
   before = contents(tmp_path / '5')
   # Who only reads changes nothing.
-  assert_equal(restore_variables(tmp_path), make_state(1).evaluated)
+  with pytest.raises(UserError, match='5 is damaged.*1 can be read'):
+    restore_variables(tmp_path)
   assert names(tmp_path) == ['1', '5']
   caplog.clear()
   assert restore(tmp_path)[0] == 1

@@ -35,6 +35,7 @@ def test_the_console_entry_points_are_there():
     'draem-predict',
     'draem-export',
     'draem-import-torch',
+    'draem-study',
   }
   assert all(callable(run) for run in found.values())
 

@@ -91,6 +91,65 @@ def test_metrics_stand_beside_the_papers(tmp_path):
   assert '1 h 6 min' in text and '1,200 steps' in text
 
 
+def systems_of(text):
+  """The cells of the published systems, by system, and the classes of rows."""
+  table = re.search('<table class="systems">.*?</table>', text, re.DOTALL)[0]
+  cells, kinds = {}, {}
+  for kind, label, rest in re.findall(
+    '<tr(?: class="(.*?)")?><th scope="row">(.*?)</th>(.*?)</tr>', table
+  ):
+    name = label.partition(' <small>')[0]
+    cells[name] = re.findall('<td class="number">([^<]*)</td>', rest)
+    kinds[name] = kind
+  return cells, kinds
+
+
+def test_the_systems_of_the_paper_stand_beside_the_run(tmp_path):
+  category = make_category()
+  path, row = make_report(tmp_path, category, make_scored(category))
+  text = path.read_text()
+  cells, kinds = systems_of(text)
+  assert list(cells) == [*paper.TABLE1, 'This run']
+  assert [name for name, kind in kinds.items() if kind == 'ours'] == [
+    'This run'
+  ]
+  keys = ('image_auroc', 'pixel_auroc', 'pixel_ap')
+  assert cells['This run'] == [numbers.percent(row[key]) for key in keys]
+  assert cells['PaDiM'] == ['99.9', '98.2', '77.3']
+  assert cells['MAD'] == ['100.0', '–', '–']
+  assert 'The paper’s numbers on bottle, tables 1 and 2;' in text
+  assert 'table 2 has no GANomaly, no DAGAN and no MAD.' in text
+  category.name = 'pens'
+  path, _ = make_report(tmp_path, category, make_scored(category))
+  assert 'class="systems"' not in path.read_text()
+
+
+def test_the_comparison_has_the_systems_averages(tmp_path):
+  category = make_category()
+  _, row = make_report(tmp_path, category, make_scored(category))
+  path = tmp_path / 'all.html'
+  report.write_comparison(path, [row, row | {'category': 'cable'}])
+  text, _, _ = read(path)
+  cells, _ = systems_of(text)
+  assert cells['PaDiM'] == ['96.3', '97.5', '61.3']
+  assert list(cells)[-1] == 'These runs'
+  assert cells['These runs'][0] == numbers.percent(row['image_auroc'])
+  assert 'over these 2 of the paper’s 15 categories' in text
+  report.write_comparison(path, [row, row | {'category': 'pens'}])
+  assert 'class="systems"' not in path.read_text()
+
+  classes = [row | {'category': name} for name in paper.DAGM_CLASSES]
+  report.write_comparison(path, classes)
+  text, _, _ = read(path)
+  cells, kinds = systems_of(text)
+  assert list(cells)[:-2] == list(paper.TABLE4)
+  assert list(kinds.values())[-2:] == ['ours', 'ours']
+  assert cells['CADN'] == ['–', '–', '–', '89.1']
+  assert 'where the paper has 99.0' in text
+  report.write_comparison(path, classes[1:])
+  assert 'class="systems"' not in path.read_text()
+
+
 def recipe_note(tmp_path, changed):
   """What the report says of the recipe of a run with these fields changed."""
   fields = {name: field.default for name, field in config.FIELDS.items()}

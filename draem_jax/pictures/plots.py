@@ -5,7 +5,7 @@ nothing asks for a display.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -108,6 +108,43 @@ def draw_histogram(
       label=f'threshold {panels.number(threshold)}',
     )
   bars.legend(frameon=False)
+  _save(path, figure)
+
+
+def draw_series(
+  path: str | pathlib.Path,
+  panes: Mapping[str, Mapping[str, Sequence[tuple[float, float] | None]]],
+  *,
+  ticks: Sequence[str],
+  label: str,
+) -> None:
+  """Writes values with error bars at a few named places, pane by pane.
+
+  Args:
+    path: the PNG file.
+    panes: by title, the series by name, of which there may be two: mean and
+      deviation at each tick, None where there is none.
+    ticks: the names of the places.
+    label: what they are.
+  """
+  figure = _figure(4.4 * len(panes), 4.2)
+  for axes, (title, series) in zip(
+    figure.subplots(1, len(panes), squeeze=False)[0],
+    panes.items(),
+    strict=True,
+  ):
+    _style(axes, title, label, 'Percent')
+    styles = zip(series.items(), _STYLES.values(), strict=False)
+    for (name, points), (color, line) in styles:
+      known = [(x, *each) for x, each in enumerate(points) if each is not None]
+      x, means, deviations = zip(*known, strict=True) if known else ((), (), ())
+      axes.errorbar(
+        *(x, means, deviations),
+        **{'color': color, 'linestyle': line, 'marker': 'o', 'capsize': 3},
+        label=name,
+      )
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.legend(frameon=False)
   _save(path, figure)
 
 

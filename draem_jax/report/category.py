@@ -11,7 +11,14 @@ from draem_jax import config as config_lib
 from draem_jax.data.images import map_parallel
 from draem_jax.evaluate import Evaluation
 from draem_jax.pictures import panels
-from draem_jax.report import charts, details, document, numbers, pictures
+from draem_jax.report import (
+  charts,
+  details,
+  document,
+  numbers,
+  pictures,
+  systems,
+)
 from draem_jax.report.document import escape
 from draem_jax.workdir import claim, storage
 
@@ -52,6 +59,7 @@ def write_report(
     headline=escape(headline),
     metrics=numbers.table(row, evaluation.reasons),
     comparability=details.comparability(row, config),
+    systems=numbers.systems_section(systems.beside_category(row)),
     test=sections,
     details=details.run(
       row,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from draem_jax.metrics import METRICS
-from draem_jax.report import document, numbers, results
+from draem_jax.report import document, numbers, results, systems
 from draem_jax.report.document import escape
 from draem_jax.workdir import storage
 
@@ -49,6 +49,7 @@ def write_comparison(
     choices=_choices(),
     table=_table(path.parent, rows, averages, paper),
     note=escape(_note(rows)),
+    systems=numbers.systems_section(systems.beside_average(rows)),
     runs=_runs(rows),
   )
   text = document.page(
@@ -169,7 +170,7 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
     )
   foot = ''
   if len(rows) > 1:
-    cells = [numbers.percent(results.mean(rows, key)) for key in _RATES]
+    cells = [numbers.percent(systems.average(rows, key)) for key in _RATES]
     cells += [''] * (len(columns) - len(_RATES))
     foot = (
       '<tfoot><tr><th scope="row">average</th>'
@@ -186,7 +187,8 @@ def _note(rows: Sequence[Mapping[str, Any]]) -> str:
   """What the averages are over, and what a missing metric means."""
   text = (
     f'{numbers.paper_note()} Averages are over the categories that have the'
-    ' metric; the paper’s is given where all are among its 15. Whether a run'
+    ' metric; the paper’s is given where all are among its 15 or are the ten'
+    ' classes of DAGM, of which table 4 has averages. Whether a run'
     ' followed the paper’s recipe stands in its own report.'
   )
   if any(row.get(key) is None for row in rows for key in METRICS):

@@ -39,7 +39,7 @@ def fill(template: str, **fields: str) -> str:
   return string.Template(_read(template)).substitute(fields)
 
 
-def page(*, title: str, body: str, script: str, data: Any) -> str:
+def page(*, title: str, body: str, script: str = '', data: Any = None) -> str:
   """A whole document.
 
   A content security policy forbids every request and every script but ours.
@@ -47,13 +47,13 @@ def page(*, title: str, body: str, script: str, data: Any) -> str:
   Args:
     title: plain text.
     body: HTML.
-    script: name of the script in this package.
+    script: name of the script in this package; none by default.
     data: what the script reads, as plain values.
 
   Raises:
     ValueError: if `data` holds NaN or infinity, which JSON has no word for.
   """
-  code = '\n' + _read(script)
+  code = '\n' + _read(script) if script else ''
   digest = hashlib.sha256(code.encode()).digest()
   return fill(
     'page.html',

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from draem_jax.metrics import METRICS, Metric
-from draem_jax.report import results
+from draem_jax.paper import SYSTEMS
+from draem_jax.report import results, systems
 from draem_jax.report.document import escape
 
 MISSING = '–'
@@ -109,6 +110,44 @@ def table(row: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
     f'split in percent</caption>\n<thead><tr>{_head(bool(paper), low)}</tr>'
     f'</thead>\n<tbody>\n{chr(10).join(lines)}\n</tbody>\n</table>'
   )
+
+
+def systems_section(beside: systems.Beside | None) -> str:
+  """The systems of the paper and ours as a section of HTML; empty of None."""
+  if beside is None:
+    return ''
+  head = ''.join(
+    f'<th scope="col" class="number">{escape(name[0].upper() + name[1:])}</th>'
+    for name in beside.columns.values()
+  )
+  lines = []
+  for name, values in beside.published.items():
+    label = f'{escape(name)} <small>{escape(SYSTEMS[name])}</small>'
+    lines.append(_system(label, values, beside.columns))
+  for name, values in beside.ours.items():
+    lines.append(_system(escape(name), values, beside.columns, ours=True))
+  return (
+    '<section aria-labelledby="systems-title">\n'
+    '<h2 id="systems-title">Published systems</h2>\n'
+    '<table class="systems">\n<caption class="hidden">Published systems and'
+    ' ours in percent</caption>\n<thead><tr><th scope="col">In percent</th>'
+    f'{head}</tr></thead>\n<tbody>\n{"".join(lines)}</tbody>\n</table>\n'
+    f'<p class="note">{escape(beside.note)}</p>\n</section>'
+  )
+
+
+def _system(
+  label: str,
+  values: Mapping[str, float | None],
+  columns: Iterable[str],
+  *,
+  ours: bool = False,
+) -> str:
+  cells = ''.join(
+    f'<td class="number">{percent(values.get(key))}</td>' for key in columns
+  )
+  kind = ' class="ours"' if ours else ''
+  return f'<tr{kind}><th scope="row">{label}</th>{cells}</tr>\n'
 
 
 def _head(has_paper: bool, low: float) -> str:

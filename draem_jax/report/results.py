@@ -21,6 +21,7 @@ from draem_jax import paper
 from draem_jax.errors import UserError
 from draem_jax.evaluate import Evaluation
 from draem_jax.metrics import METRICS
+from draem_jax.report import systems
 from draem_jax.workdir import storage
 
 _RESULTS, _TIMING = 'results.json', 'timing.json'
@@ -94,14 +95,7 @@ def read(workdir: str | pathlib.Path) -> dict[str, Any]:
 
 def published(category: str) -> dict[str, float]:
   """The paper's metrics of a category by key, in [0, 1]; none of others."""
-  found = paper.DRAEM.get(category)
-  if found is None:
-    return {}
-  return {
-    key: getattr(found, metric.paper) / 100
-    for key, metric in METRICS.items()
-    if metric.paper
-  }
+  return systems.of_category(category).get(paper.OURS, {})
 
 
 def average(
@@ -110,20 +104,13 @@ def average(
   """Averages of each metric and rate over the categories that have it.
 
   Returns:
-    Ours, None where no category has it; and the paper's, which there is only
-    when all categories are among its 15.
+    Ours, None where no category has it; and the paper's metrics, which there
+    are only when all categories are among its 15, or are the classes of DAGM.
   """
-  ours = {key: mean(rows, key) for key in (*METRICS, *RATES)}
-  papers = [published(row['category']) for row in rows]
-  if not papers or not all(papers):
-    return ours, {}
-  return ours, {key: mean(papers, key) for key in papers[0]}
-
-
-def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
-  """The unweighted mean of a number over the rows that have it, if any."""
-  values = [row[key] for row in rows if row.get(key) is not None]
-  return sum(values) / len(values) if values else None
+  ours = {key: systems.average(rows, key) for key in (*METRICS, *RATES)}
+  theirs = systems.of_average([row['category'] for row in rows])
+  theirs = theirs.get(paper.OURS, {})
+  return ours, {key: theirs[key] for key in METRICS if key in theirs}
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -143,6 +130,10 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
   ]
   if len(rows) > 1:
     lines.append(['average', *_cells(*average(rows), columns)])
+  return _markdown(header, lines)
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
   widths = [
     max(map(len, column)) for column in zip(header, *lines, strict=True)
   ]
@@ -160,14 +151,32 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def write_table(
   path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-  """Writes the table of several categories as Markdown."""
-  text = 'In percent; in parentheses the paper (tables 1 and 2).'
+  """Writes the table of several categories as Markdown.
+
+  Behind it follow the systems of the paper, where it has these categories.
+  """
+  text = (
+    '# Results\n\nIn percent; in parentheses the paper (tables 1, 2 and 4).\n\n'
+  )
   if 'accuracy' in _columns(rows):
-    text = (
-      'In percent. TPR, TNR and accuracy (CA) at the threshold of each\n'
-      'detector, and at the one of best F1, which is chosen on the test images.'
+    text += (
+      'TPR, TNR and accuracy (CA) are at the threshold of each detector, and at'
+      '\nthe one of best F1, which is chosen on the test images.\n\n'
     )
-  storage.write_text(path, f'# Results\n\n{text}\n\n{format_table(rows)}\n')
+  text += format_table(rows) + '\n'
+  beside = systems.beside_average(rows)
+  if beside is not None:
+    text += f'\n## Published systems\n\nIn percent. {beside.note}\n\n'
+    text += _format_systems(beside) + '\n'
+  storage.write_text(path, text)
+
+
+def _format_systems(beside: systems.Beside) -> str:
+  lines = [
+    [name, *(_cell(values.get(key), None) for key in beside.columns)]
+    for name, values in (beside.published | beside.ours).items()
+  ]
+  return _markdown(['system', *beside.columns.values()], lines)
 
 
 def _write_predictions(path: pathlib.Path, evaluation: Evaluation) -> None:

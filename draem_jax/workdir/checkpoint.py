@@ -6,12 +6,17 @@ the rest of what going on needs. Where `variables` are the parameters that are
 trained, `state` holds none; where they are an average of them, it does.
 Checkpoints of earlier versions hold the whole state as one item, `default`.
 
+The item `checksums` has one of each array, for orbax keeps none: a bit that
+flips on the disk would come back as a weight. Earlier checkpoints have no such
+item and are taken as they are.
+
 A save is asynchronous and lands under its final name only when complete, so a
 crash leaves at most a temporary folder that nothing reads. A checkpoint whose
 files were damaged afterwards is reported and passed over for the one before,
 and set aside under another name before the next one is saved.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -19,10 +24,12 @@ import logging
 import os
 import pathlib
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -32,6 +39,7 @@ from draem_jax.errors import UserError
 _log = logging.getLogger(__name__)
 
 _STATE, _VARIABLES, _OLD = 'state', 'variables', 'default'
+_CHECKSUMS = 'checksums'
 
 # What orbax, tensorstore and json raise when files of a checkpoint are cut
 # short, altered or gone; and a plain `Exception` for an array's data.
@@ -100,7 +108,8 @@ class Checkpointer:
       saved = self._manager.save(
         step,
         args=ocp.args.Composite(
-          **{name: ocp.args.StandardSave(item) for name, item in items.items()}
+          **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+          **{_CHECKSUMS: ocp.args.JsonSave(_checksums(items))},
         ),
       )
     if not saved:
@@ -192,7 +201,9 @@ def restore_variables(
     abstract_variables: `params` and `batch_stats` as `jax.ShapeDtypeStruct`s.
 
   Raises:
-    UserError: as `Checkpointer.restore_latest`, or if there is no checkpoint.
+    UserError: if there is no checkpoint, the newest is damaged, or it holds
+      arrays of other names or shapes. An older one does not stand in for it:
+      the thresholds are not of its networks.
   """
   folder = pathlib.Path(folder).absolute()
   if not folder.is_dir():
@@ -211,7 +222,14 @@ def restore_variables(
   )
   if newest is None:
     raise UserError(f'{folder} holds no complete checkpoint: train there first')
-  return newest[1]
+  step, variables, damaged = newest
+  if damaged:
+    raise UserError(
+      f'{folder / str(max(damaged))} is damaged, and thresholds and results are'
+      f' of its networks; {folder / str(step)} can be read: run draem_jax.main'
+      ' in this workdir, which goes on from there, or restore it from a backup'
+    )
+  return variables
 
 
 def _items(state: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -345,7 +363,7 @@ def _read(folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
         f' for {expected[name]}: set config.model.*_width as the run was'
         ' trained, or take another --workdir'
       )
-  return ocp.PyTreeCheckpointHandler().restore(
+  read = ocp.PyTreeCheckpointHandler().restore(
     epath.Path(folder),
     args=ocp.args.PyTreeRestore(
       item=abstract,
@@ -353,6 +371,42 @@ def _read(folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
       partial_restore=True,
     ),
   )
+  _compare_checksums(folder, read)
+  return read
+
+
+def _checksums(items: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+  """The CRC-32 of each array by item and name.
+
+  Arrays are replicated, so that every process of a cluster has the same.
+  """
+
+  def checksum(leaf: jax.Array | np.ndarray) -> int:
+    if isinstance(leaf, jax.Array):
+      leaf = leaf.addressable_data(0)
+    return zlib.crc32(np.ascontiguousarray(leaf))
+
+  found = {}
+  # In threads, for a large state takes a second otherwise, at each save.
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    for item, tree in items.items():
+      leaves = _leaves(tree)
+      sums = pool.map(checksum, leaves.values())
+      found[item] = dict(zip(leaves, sums, strict=True))
+  return found
+
+
+def _compare_checksums(folder: pathlib.Path, read: dict[str, Any]) -> None:
+  """Raises a `ValueError` if an array is not as it was saved."""
+  path = folder.parent / _CHECKSUMS
+  # Orbax lists the items of a checkpoint: earlier ones have no checksums.
+  listing = folder.parent / '_CHECKPOINT_METADATA'
+  if not path.exists() and f'"{_CHECKSUMS}"' not in listing.read_text():
+    return
+  saved = ocp.JsonCheckpointHandler().restore(epath.Path(path))[folder.name]
+  for name, value in _checksums({folder.name: read})[folder.name].items():
+    if saved[name] != value:
+      raise ValueError(f'the checksum of {name} is not as it was saved')
 
 
 def _metadata(folder: pathlib.Path) -> Any:
@@ -360,9 +414,14 @@ def _metadata(folder: pathlib.Path) -> Any:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {name: tuple(leaf.shape) for name, leaf in _leaves(tree).items()}
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  """The arrays of a tree by name."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
-    '/'.join(_key_name(key) for key in path): tuple(leaf.shape)
+    '/'.join(_key_name(key) for key in path): leaf
     for path, leaf in leaves
     if getattr(leaf, 'shape', None) is not None
   }

@@ -33,40 +33,75 @@ def claim(
 
   Raises:
     UserError: if a training there has begun with another config or other
-      data; the message names the fields.
+      data; the message names the fields. If its `config.json` is missing.
   """
   path = pathlib.Path(workdir) / 'config.json'
   config = json.loads(json.dumps(config))
-  # Imported weights lie there as step 0: any recipe may go on from them.
-  begun = any(
-    folder.name.isdecimal() and folder.name != '0'
-    for folder in (path.parent / 'checkpoints').glob('*')
-  )
-  if not path.exists() or not begun:
+  if not _has_begun(path.parent):
     storage.write_json(path, {'config': config, 'data': dict(fingerprint)})
     return
   found = _read(workdir)
-  old, new = (
-    config_lib.flatten(config_lib.complete(each))
-    for each in (found['config'], config)
-  )
-  changed = [
-    f'config.{name}={new.get(name)!r} (there {old.get(name)!r})'
-    for name in sorted(old.keys() | new.keys())
-    if _shapes_weights(name) and old.get(name) != new.get(name)
-  ]
+  changed = _changes(found['config'], config)
   changed += [
     f'other {name}'
     for name, checksum in fingerprint.items()
     if found.get('data', {}).get(name, checksum) != checksum
   ]
+  _refuse(workdir, changed)
+  # Fields that are free may have changed: the file says what was used last.
+  storage.write_json(path, {'config': config, 'data': dict(fingerprint)})
+
+
+def check(workdir: str | pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Checks, without writing, whether a run with this config may go on there.
+
+  Raises:
+    UserError: as `claim`, but for other data.
+  """
+  if _has_begun(pathlib.Path(workdir)):
+    config = json.loads(json.dumps(config))
+    _refuse(workdir, _changes(_read(workdir)['config'], config))
+
+
+def _has_begun(workdir: pathlib.Path) -> bool:
+  """Whether a training there has begun.
+
+  Imported weights lie there as step 0: any recipe may go on from them.
+
+  Raises:
+    UserError: if it has, and its `config.json` is missing.
+  """
+  begun = any(
+    folder.name.isdecimal() and folder.name != '0'
+    for folder in (workdir / 'checkpoints').glob('*')
+  )
+  path = workdir / 'config.json'
+  if begun and not path.exists():
+    raise UserError(
+      f'{path} is missing, though a training there has begun: put it back, or'
+      ' take another --workdir'
+    )
+  return begun
+
+
+def _changes(found: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+  """The fields that make another training, with both values, in words."""
+  old, new = (
+    config_lib.flatten(config_lib.complete(each)) for each in (found, config)
+  )
+  return [
+    f'config.{name}={new.get(name)!r} (there {old.get(name)!r})'
+    for name in sorted(old.keys() | new.keys())
+    if _shapes_weights(name) and old.get(name) != new.get(name)
+  ]
+
+
+def _refuse(workdir: str | pathlib.Path, changed: list[str]) -> None:
   if changed:
     raise UserError(
       f'{workdir} holds a run with another config: {", ".join(changed)};'
       ' set these as they were to go on, or take another --workdir'
     )
-  # Fields that are free may have changed: the file says what was used last.
-  storage.write_json(path, {'config': config, 'data': dict(fingerprint)})
 
 
 def _read(workdir: str | pathlib.Path) -> dict[str, Any]:

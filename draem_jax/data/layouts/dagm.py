@@ -23,8 +23,6 @@ from draem_jax.data.layouts.contents import Contents, Member, list_images
 from draem_jax.errors import UserError
 
 EXPECTED = '<category>/Train/*.PNG and <category>/Train/Label/Labels.txt'
-# Those of the data set, each with a model of its own.
-CLASSES = tuple(f'Class{number}' for number in range(1, 11))
 
 _TRAIN, _TEST, _LABEL, _TABLE = 'Train', 'Test', 'Label', 'Labels.txt'
 _NO_LABEL = '0'

@@ -1,0 +1,8 @@
+"""Tables 1 and 2 of the paper.
+
+See `draem_jax.configs.table1`, whose `get_config` this is.
+"""
+
+from draem_jax.configs.table1 import get_config
+
+__all__ = ['get_config']

@@ -94,8 +94,8 @@ MUTANTS = (
   Mutant(
     'rotation: target and input differ',
     'simulator/simulate.py',
-    'return Example(image=image, augmented=augmented, mask=mask)',
-    'return Example(image=image[::-1], augmented=augmented, mask=mask)',
+    'Example(image=made.image, augmented',
+    'Example(image=made.image[::-1], augmented',
     f'{_SIMULATE} -k nothing_changes',
   ),
   Mutant(

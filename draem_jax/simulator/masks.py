@@ -17,8 +17,6 @@ def perlin_mask(
 ) -> Float[Array, '{shape[0]} {shape[1]}']:
   """Samples where rotated Perlin noise exceeds a threshold (section 3.3).
 
-  Each axis of the lattice has 1, 2, 4, ..., or 32 cells, as in the release.
-
   Args:
     key: decides everything.
     shape: the height and width of the mask.
@@ -26,6 +24,25 @@ def perlin_mask(
 
   Returns:
     1 where the anomaly is, else 0; possibly 0 everywhere.
+  """
+  noise, threshold = perlin_noise(key, shape, options)
+  return (noise > threshold).astype(noise.dtype)
+
+
+def perlin_noise(
+  key: Key[Array, ''], shape: tuple[int, int], options: Options
+) -> tuple[Float[Array, '{shape[0]} {shape[1]}'], Float[Array, '']]:
+  """Samples what `perlin_mask` is made of: noise and its threshold.
+
+  Each axis of the lattice has 1, 2, 4, ..., or 32 cells, as in the release.
+
+  Args:
+    key: decides everything.
+    shape: the height and width of the noise.
+    options: the interval of the threshold.
+
+  Returns:
+    The rotated noise, within (-1.5, 1.5), and the threshold.
   """
   numbers = sample.uniform(
     key, angles=_LATTICE_SHAPE, resolution=(2,), degrees=(), threshold=()
@@ -40,8 +57,7 @@ def perlin_mask(
   noise = rotation.rotate(
     noise, degrees=sample.within(_NOISE_DEGREES, numbers['degrees'])
   )
-  threshold = sample.within(options.threshold, numbers['threshold'])
-  return (noise > threshold).astype(noise.dtype)
+  return noise, sample.within(options.threshold, numbers['threshold'])
 
 
 def rectangle_mask(
@@ -74,3 +90,7 @@ MASKS: dict[str, Callable[..., Float[Array, 'h w']]] = {
   'perlin': perlin_mask,
   'rectangles': rectangle_mask,
 }
+
+# Of the masks that are made of noise: what samples it and its threshold.
+NOISES: dict[str, Callable[..., tuple[Float[Array, 'h w'], Float[Array, '']]]]
+NOISES = {'perlin': perlin_noise}

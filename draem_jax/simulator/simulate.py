@@ -36,6 +36,31 @@ class Example:
   mask: Float[Array | np.ndarray, '*b h w']
 
 
+@flax.struct.dataclass
+class Steps:
+  """An example and all that it was made of (figure 4, whose symbols these are).
+
+  Attributes:
+    image: I, the anomaly-free image, rotated or not, in [0, 1].
+    noise: P, of which the mask is where it exceeds a threshold; None for masks
+      that are not made of noise.
+    mask: M_a, 1 where the anomaly is, else 0.
+    texture: A, RGB. Where the mask is empty no anomaly is made: `texture` and
+      `anomaly` are black then and `opacity` is 0.
+    anomaly: A after its augmentation, RGB.
+    opacity: alpha, the weight of the anomaly inside the mask.
+    augmented: I_a, the image with the anomaly in it, in [0, 1].
+  """
+
+  image: Float[Array | np.ndarray, '*b h w 3']
+  noise: Float[Array | np.ndarray, '*b h w'] | None
+  mask: Float[Array | np.ndarray, '*b h w']
+  texture: UInt8[Array | np.ndarray, '*b h w 3']
+  anomaly: UInt8[Array | np.ndarray, '*b h w 3']
+  opacity: Float[Array | np.ndarray, '*b']
+  augmented: Float[Array | np.ndarray, '*b h w 3']
+
+
 def simulate(
   key: Key[Array, ''],
   image: UInt8[Array, 'h w 3'],
@@ -53,8 +78,33 @@ def simulate(
   Returns:
     The example. Nothing but these arguments decides about it.
   """
+  made = simulate_steps(key, image, texture, options)
+  return Example(image=made.image, augmented=made.augmented, mask=made.mask)
+
+
+def simulate_steps(
+  key: Key[Array, ''],
+  image: UInt8[Array, 'h w 3'],
+  texture: UInt8[Array, 'h w 3'],
+  options: Options,
+) -> Steps:
+  """Samples a training example and keeps what it was made of.
+
+  A compiled program that reads only a part of it, as that of `simulate` does,
+  computes only what this part needs.
+
+  Args:
+    key: decides everything that chance does.
+    image: an anomaly-free image, RGB, of any size.
+    texture: where the anomaly's looks come from, RGB, of the same size.
+    options: what the simulator is told to do.
+
+  Returns:
+    The steps to the example that `simulate` makes of the same arguments.
+  """
   keys = {part: jax.random.fold_in(key, i) for i, part in enumerate(_PARTS)}
   presence = jax.random.uniform(keys['presence'])
+  shape = image.shape[:2]
   # Each step is a branch of its own: what a branch returns is computed once,
   # while the compiler would repeat it wherever it is used.
   image = rotate_image(
@@ -62,22 +112,40 @@ def simulate(
   )
   mask = jax.lax.cond(
     presence < options.anomaly_probability,
-    lambda: masks.MASKS[options.mask](keys['mask'], image.shape[:2], options),
-    lambda: jnp.zeros(image.shape[:2], image.dtype),
+    lambda: masks.MASKS[options.mask](keys['mask'], shape, options),
+    lambda: jnp.zeros(shape, image.dtype),
   )
+  noise = None
+  if options.mask in masks.NOISES:
+    noise, _ = masks.NOISES[options.mask](keys['mask'], shape, options)
 
-  def paint() -> Float[Array, 'h w 3']:
-    source = textures.TEXTURES[options.texture]
+  def paint() -> tuple[Array, Array, Array, Array]:
+    source = textures.TEXTURES[options.texture].sample(keys['texture'], texture)
     anomaly = random_augment.augment_randomly(
-      keys['augmentation'], source.sample(keys['texture'], texture), options
+      keys['augmentation'], source, options
     )
     opacity = sample.within(
       options.opacity, jax.random.uniform(keys['opacity'])
     )
-    return blend(image, anomaly.astype(image.dtype) / 255, mask, opacity)
+    augmented = blend(image, anomaly.astype(image.dtype) / 255, mask, opacity)
+    return source, anomaly, opacity, augmented
 
-  augmented = jax.lax.cond(jnp.any(mask > 0), paint, lambda: image)
-  return Example(image=image, augmented=augmented, mask=mask)
+  def leave() -> tuple[Array, Array, Array, Array]:
+    black = jnp.zeros_like(texture)
+    return black, black, jnp.zeros((), image.dtype), image
+
+  source, anomaly, opacity, augmented = jax.lax.cond(
+    jnp.any(mask > 0), paint, leave
+  )
+  return Steps(
+    image=image,
+    noise=noise,
+    mask=mask,
+    texture=source,
+    anomaly=anomaly,
+    opacity=opacity,
+    augmented=augmented,
+  )
 
 
 def simulate_batch(

@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 
 from draem_jax import config as config_lib
 from draem_jax import devices, evaluate, paper, report
+from draem_jax.data import category as category_lib
 from draem_jax.data import demo, layouts, resident, textures
-from draem_jax.data.category import Category, load_category
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.report import drawings, results
@@ -172,7 +172,7 @@ def split_holdout(
 def _evaluate(
   config: Mapping[str, Any],
   workdir: pathlib.Path,
-  category: Category,
+  category: category_lib.Category,
   *,
   trainer: train.Trainer,
   variables: Mapping[str, Any],
@@ -218,31 +218,58 @@ def _evaluate(
   return row
 
 
-def _load(
-  config: Mapping[str, Any], workdir: pathlib.Path
-) -> tuple[Category, UInt8[np.ndarray, 't h w 3']]:
-  data = config['data']
-  size = config['image_size']
-  data_dir, layout, exclude = data['dir'], data['layout'], ()
+def load_category(
+  config: Mapping[str, Any], workdir: str | pathlib.Path
+) -> category_lib.Category:
+  """Loads the category of a config.
+
+  Args:
+    config: as nested plain values.
+    workdir: the folder of the run, where the built-in category is drawn, and
+      data sets are prepared if the config names no other place.
+  """
+  data, workdir = config['data'], pathlib.Path(workdir)
+  data_dir, layout = data['dir'], data['layout']
   if data_dir == BUILTIN:
-    data_dir, layout, exclude = workdir / 'data', 'mvtec', (demo.SURFACE,)
+    data_dir, layout = workdir / 'data', 'mvtec'
     demo.write_demo_category(data_dir)
-  tfds_dir = data['tfds_dir'] or workdir / 'tfds'
   _log.info('loading %s', pathlib.Path(data_dir) / config['category'])
-  category = load_category(
+  return category_lib.load_category(
     data_dir,
     config['category'],
-    image_size=size,
-    tfds_dir=tfds_dir,
+    image_size=config['image_size'],
+    tfds_dir=data['tfds_dir'] or workdir / 'tfds',
     layout=layout,
   )
-  if TEXTURES[config['simulator']['texture']].reads_images:
-    _log.info('loading the textures: %s', data['textures'])
-    texture_images = textures.load_textures(
-      data['textures'], image_size=size, tfds_dir=tfds_dir, exclude=exclude
-    )
-  else:
-    texture_images = np.zeros((1, size, size, 3), np.uint8)
+
+
+def load_textures(
+  config: Mapping[str, Any], workdir: str | pathlib.Path
+) -> UInt8[np.ndarray, 't h w 3']:
+  """Loads the anomaly textures of a config; one black one if none is read.
+
+  Args:
+    config: as nested plain values.
+    workdir: the folder of the run, where textures are prepared if the config
+      names no other place.
+  """
+  data, size = config['data'], config['image_size']
+  if not TEXTURES[config['simulator']['texture']].reads_images:
+    return np.zeros((1, size, size, 3), np.uint8)
+  _log.info('loading the textures: %s', data['textures'])
+  return textures.load_textures(
+    data['textures'],
+    image_size=size,
+    tfds_dir=data['tfds_dir'] or pathlib.Path(workdir) / 'tfds',
+    exclude=(demo.SURFACE,) if data['dir'] == BUILTIN else (),
+  )
+
+
+def _load(
+  config: Mapping[str, Any], workdir: pathlib.Path
+) -> tuple[category_lib.Category, UInt8[np.ndarray, 't h w 3']]:
+  category = load_category(config, workdir)
+  texture_images = load_textures(config, workdir)
   _log.info(
     '%d good images to train on, %d to test, %d textures, on %s',
     len(category.train_images),

@@ -13,7 +13,7 @@ from draem_jax import command, interrupt
 from draem_jax.configs import demo
 from draem_jax.errors import UserError
 
-COMMANDS = 'main', 'predict', 'import_torch', 'export.__main__'
+COMMANDS = 'main', 'predict', 'figures', 'import_torch', 'export.__main__'
 
 
 def test_all_commands_can_be_imported_in_one_process():
@@ -34,6 +34,7 @@ def test_the_console_entry_points_are_there():
     'draem-train',
     'draem-predict',
     'draem-export',
+    'draem-figures',
     'draem-import-torch',
     'draem-study',
   }

@@ -25,6 +25,8 @@ OUTLINE_COLOR = '#56E0FF'
 
 _MARGIN = 16
 _GAP = 12
+# Pixels of what stands on the left of a row.
+_ROW_NAME = 96
 # Pixels of the longer side of a tile: in panels, and where there are many.
 _MIN_TILE, _MAX_TILE = 256, 512
 _SMALL_TILE = 176
@@ -76,6 +78,13 @@ def colorize(
   return _inferno()[_levels(anomaly_map)]
 
 
+def as_gray(
+  levels: Float[np.ndarray, 'h w'] | Bool[np.ndarray, 'h w'],
+) -> UInt8[np.ndarray, 'h w 3']:
+  """A mask, or any plane in [0, 1], from black to white."""
+  return _as_uint8(np.repeat(np.asarray(levels, np.float32)[..., None], 3, -1))
+
+
 def draw_outline(
   picture: UInt8[np.ndarray, 'h w 3'], mask: Bool[np.ndarray, 'h w']
 ) -> UInt8[np.ndarray, 'h w 3']:
@@ -117,14 +126,14 @@ def panel(
     threshold: the score above which the verdict is anomalous.
   """
   size = min(max(*image.shape[:2], _MIN_TILE), _MAX_TILE)
-  image, anomaly_map = _fit(image, size), _fit_map(anomaly_map, size)
+  image, anomaly_map = fit(image, size), fit_map(anomaly_map, size)
   tiles = {'Input': image}
   if reconstruction is not None:
-    tiles['Reconstruction'] = _fit(reconstruction, size)
+    tiles['Reconstruction'] = fit(reconstruction, size)
   tiles['Heat map'] = heat_map_overlay(image, anomaly_map)
   if mask is not None and np.any(mask):
     tiles['Anomaly map, ground truth outlined'] = draw_outline(
-      colorize(anomaly_map), _fit_map(mask, size) >= 0.5
+      colorize(anomaly_map), fit_map(mask, size) >= 0.5
     )
   else:
     tiles['Anomaly map'] = colorize(anomaly_map)
@@ -190,12 +199,12 @@ def mistakes_gallery(
       page.write((_MARGIN, top + heading + 8), 'There is none.', color=GRAY)
     for column, index in enumerate(chosen):
       left = _MARGIN + column * cell
-      image = _fit(images[index], _SMALL_TILE)
+      image = fit(images[index], _SMALL_TILE)
       overlay = heat_map_overlay(
-        image, _fit_map(anomaly_maps[index], _SMALL_TILE)
+        image, fit_map(anomaly_maps[index], _SMALL_TILE)
       )
       if masks is not None:
-        mask = _fit_map(masks[index], _SMALL_TILE) >= 0.5
+        mask = fit_map(masks[index], _SMALL_TILE) >= 0.5
         overlay = draw_outline(overlay, mask)
       page.paste(image, (left, top + heading))
       page.paste(overlay, (left, top + heading + cell))
@@ -231,33 +240,61 @@ def simulated_sheet(
     max_examples: number of the examples to show, at most.
   """
   rows = range(min(len(images), max_examples))
-  masks = [_fit_map(masks[row], _SMALL_TILE) for row in rows]
+  masks = [fit_map(masks[row], _SMALL_TILE) for row in rows]
   columns = {
-    'Image': [_fit(images[row], _SMALL_TILE) for row in rows],
-    'Augmented': [_fit(augmented[row], _SMALL_TILE) for row in rows],
-    'Mask': [_as_uint8(np.repeat(mask[..., None], 3, -1)) for mask in masks],
+    'Image': [fit(images[row], _SMALL_TILE) for row in rows],
+    'Augmented': [fit(augmented[row], _SMALL_TILE) for row in rows],
+    'Mask': [as_gray(mask) for mask in masks],
   }
   if reconstructions is not None:
     columns['Reconstruction'] = [
-      _fit(reconstructions[row], _SMALL_TILE) for row in rows
+      fit(reconstructions[row], _SMALL_TILE) for row in rows
     ]
   if anomaly_maps is not None:
     columns['Anomaly map, mask outlined'] = [
       draw_outline(
-        colorize(_fit_map(anomaly_maps[row], _SMALL_TILE)), masks[row] >= 0.5
+        colorize(fit_map(anomaly_maps[row], _SMALL_TILE)), masks[row] >= 0.5
       )
       for row in rows
     ]
-  cell, top = _SMALL_TILE + _GAP, _MARGIN + 22
+  return grid(list(columns.items()))
+
+
+def grid(
+  columns: Sequence[tuple[str, Sequence[UInt8[np.ndarray, '_ _ 3'] | None]]],
+  *,
+  tile: int = _SMALL_TILE,
+  row_names: Sequence[str] = (),
+) -> UInt8[np.ndarray, 'H W 3']:
+  """Tiles in columns under their captions.
+
+  Args:
+    columns: the caption of each and its tiles; None leaves a place free. All
+      captions have one line, or two, of which the first is a headline then.
+    tile: pixels of the longer side of the tiles.
+    row_names: what to write on the left of each row, if anything.
+  """
+  num_rows = max(len(tiles) for _, tiles in columns)
+  num_lines = 1 + columns[0][0].count('\n')
+  cell = tile + _GAP
+  first = _MARGIN + (_ROW_NAME if row_names else 0)
+  top = _MARGIN + 4 + 18 * num_lines
   page = Page(
-    2 * _MARGIN + len(columns) * cell - _GAP,
-    top + len(rows) * cell - _GAP + _MARGIN,
+    first + len(columns) * cell - _GAP + _MARGIN,
+    top + num_rows * cell - _GAP + _MARGIN,
   )
-  for column, (caption, tiles) in enumerate(columns.items()):
-    left = _MARGIN + column * cell
-    page.write((left, _MARGIN + 7), caption, color=GRAY, size=12)
-    for row, tile in enumerate(tiles):
-      page.paste(tile, (left, top + row * cell))
+  for row, name in enumerate(row_names):
+    middle = top + row * cell + tile // 2
+    page.write((_MARGIN, middle), name, color=GRAY, size=12)
+  for column, (caption, tiles) in enumerate(columns):
+    left = first + column * cell
+    *headline, line = caption.split('\n')
+    for text in headline:
+      page.write((left, _MARGIN + 7), text, bold=True, width=cell)
+    page.write((left, top - 15), line, color=GRAY, size=12, width=cell)
+    for row, picture in enumerate(tiles):
+      if picture is not None:
+        page.paste(picture, (left, top + row * cell))
   return page.array
 
 
@@ -350,14 +387,14 @@ def _fitted_size(shape: Sequence[int], size: int) -> tuple[int, int]:
   return max(round(shape[1] * scale), 1), max(round(shape[0] * scale), 1)
 
 
-def _fit(picture: _Picture, size: int) -> UInt8[np.ndarray, 'h2 w2 3']:
+def fit(picture: _Picture, size: int) -> UInt8[np.ndarray, 'h2 w2 3']:
   """The picture with its longer side at `size`."""
   fitted = _fitted_size(picture.shape, size)
   image = Image.fromarray(_as_uint8(picture))
   return np.asarray(image.resize(fitted, Image.Resampling.BICUBIC))
 
 
-def _fit_map(
+def fit_map(
   anomaly_map: Shaped[np.ndarray, 'h w'], size: int
 ) -> Float[np.ndarray, 'h2 w2']:
   """The map, or a mask as one, with its longer side at `size`."""

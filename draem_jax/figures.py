@@ -219,12 +219,16 @@ def kinds_sheet(
     count: number of the examples.
     imagenet: a folder of ImageNet's images, or any others.
   """
+  if imagenet is not None and not pathlib.Path(imagenet).is_dir():
+    raise UserError(
+      f'--imagenet={imagenet} is not a folder: name one of images, of any depth'
+    )
   config = _replace(config, simulator={'mask': 'perlin', 'texture': 'images'})
   images, textures = _load(config, folder)
-  source = {'dtd': 'DTD', 'builtin': 'the package'}.get(
-    config['data']['textures'], pathlib.Path(config['data']['textures']).name
-  )
-  rows = {f'Textures\nof {source}': (config, textures)}
+  source = config['data']['textures']
+  words = {'dtd': 'of DTD', 'builtin': 'of the package'}
+  words = words.get(source, f'in {pathlib.Path(source).name}/')
+  rows = {f'Textures\n{words}': (config, textures)}
   if imagenet is None:
     _log.info('without ImageNet: --imagenet=FOLDER adds it')
   else:

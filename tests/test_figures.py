@@ -331,7 +331,7 @@ def test_figure_10_has_the_kinds_on_the_same_images(place, shown):
     'Colors',
     'Rectangles',
   ]
-  assert [*kinds][0].endswith('of textures')
+  assert [*kinds][0].endswith('in textures/')
   for images, imagenet, colors, rectangles in zip(*kinds.values(), strict=True):
     for other in (imagenet, colors, rectangles):
       np.testing.assert_array_equal(other.image, images.image)
@@ -442,6 +442,7 @@ _DEMO = '--config=configs/demo.py'
     (('--figure=8', '--workdir=.'), 'config.json'),
     (('--figure=8', '--workdir=.', '--seed=1'), '--seed says nothing'),
     (('--figure=4', _DEMO, '--output=a.jpg'), 'a.jpg'),
+    (('--figure=10', _DEMO, '--imagenet=none'), '--imagenet=none'),
     (('--figure=4', _DEMO, '--examples=0'), '--examples'),
     (('--figure=4', _DEMO, 'x'), "'x'"),
   ],

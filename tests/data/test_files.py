@@ -132,3 +132,23 @@ def test_no_images_are_a_mistake(tree, pattern, words):
   with pytest.raises(UserError, match=words) as error:
     find_images(str(tree / pattern), excluded=[tree / 'out'])
   assert '--images=' in str(error.value)
+
+
+def test_a_link_named_as_an_image_is_not_looked_at(tree):
+  """To follow a million of them would take minutes."""
+  for name, target in (
+    ('gone.png', 'nowhere.png'),
+    ('folder.png', 'odd [1]'),
+    ('link', 'odd [1]'),
+    ('lost', 'nowhere'),
+  ):
+    (tree / 'deep' / name).symlink_to(tree / target)
+  found = list_images(tree / 'deep')
+  assert found.names == [
+    'a.png',
+    'er/b.tif',
+    'folder.png',
+    'gone.png',
+    'link/c.png',
+  ]
+  assert found.others == ['lost']

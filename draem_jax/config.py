@@ -116,8 +116,12 @@ FIELDS = {
   'data.tfds_dir': _text('data/tfds', shapes_weights=False),
   # Or 'builtin', or a folder of images.
   'data.textures': _text('dtd', shapes_weights=False),
+  # Sampled from them by the seed; 0: all.
+  'data.num_textures': _whole(0, 0),
   # Of a device's memory; what takes more is fed from the host.
   'data.max_device_share': _share(0.5, shapes_weights=False),
+  # Of the host's memory; textures that take more are decoded when drawn.
+  'data.max_host_share': _share(0.5, shapes_weights=False),
   'model.name': _one_of('draem', *models.MODELS),
   'model.reconstructive_width': _whole(128, 1),
   'model.discriminative_width': _whole(64, 1),

@@ -4,14 +4,16 @@ import hashlib
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import skimage.data
 import skimage.util
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from draem_jax.data import files, images
+from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
 from draem_jax.workdir import storage
 
@@ -42,6 +44,8 @@ BUILTIN = (
 _CROPS = ((1, 1.0), (2, 0.6), (3, 0.35))
 _MIN_CROP_SIZE = 96
 _MIN_CROP_CONTRAST = 8  # Standard deviation in levels: no plain background.
+_NAMED = 3  # Files passed over that a line names.
+_MAPPED_FROM = 2**30  # Bytes of a file that is not read at once.
 
 Textures = UInt8[np.ndarray, 't h w 3']
 
@@ -52,8 +56,18 @@ def load_textures(
   image_size: int,
   tfds_dir: str | os.PathLike[str],
   exclude: Collection[str] = (),
-) -> Textures:
+  num_textures: int = 0,
+  seed: int = 0,
+  max_bytes: int | None = None,
+) -> Textures | OnDemand:
   """Loads anomaly textures, resized bilinearly without antialiasing.
+
+  Images that cannot be decoded are passed over, with a line. Of those that are
+  sampled each is replaced by the next one of the seed's permutation.
+
+  What was decoded is kept under a name that stands for the names of all files,
+  and for size and time of those to be decoded; so it is decoded anew when any
+  of that changes. Of textures that are decoded on demand nothing is kept.
 
   Args:
     source: `'dtd'` for the Describable Textures Dataset by TFDS, `'builtin'`
@@ -63,53 +77,106 @@ def load_textures(
     tfds_dir: where DTD is prepared, and where the resized textures are kept
       for the next start.
     exclude: names in `BUILTIN` to leave out; for `'builtin'` only.
+    num_textures: how many to sample; 0 for all. The others are not decoded.
+      For one seed and source a larger number adds to a smaller one's textures.
+    seed: of the sampling.
+    max_bytes: how much memory they may take; more is decoded on demand.
 
   Returns:
-    RGB, in an order that depends on nothing but the names.
+    RGB, in an order that depends on nothing but the names and, where they are
+    sampled, the seed.
 
   Raises:
-    UserError: if there are no textures, one cannot be read, or DTD can be
-      neither found nor downloaded.
+    UserError: if there are no textures, fewer than `num_textures`, none that
+      can be decoded, or DTD can be neither found nor downloaded.
   """
   tfds_dir = pathlib.Path(tfds_dir)
   if source == 'builtin':
-    return builtin_textures(image_size=image_size, exclude=exclude)
+    return builtin_textures(
+      image_size=image_size,
+      exclude=exclude,
+      num_textures=num_textures,
+      seed=seed,
+    )
   if source == 'dtd':
-    key, count, decode = _open_dtd(tfds_dir)
+    collection = _open_dtd(tfds_dir)
   else:
-    key, count, decode = _open_folder(pathlib.Path(source))
-  cache = tfds_dir / 'textures' / f'{key}-{image_size}.npy'
-  textures = _read_cache(cache)
-  if textures is None:
-    textures = _decode_all(decode, count, image_size)
-    _write_cache(cache, textures)
+    collection = _open_folder(pathlib.Path(source))
+  order = _order(len(collection.names), num_textures, seed, source=str(source))
+  count = num_textures or len(order)
+
+  def read(place: int) -> UInt8[np.ndarray, 's s 3']:
+    picture = collection.decode(int(order[place]))
+    return images.resize_bilinear(picture, (image_size, image_size))
+
+  if max_bytes is not None and count * image_size**2 * 3 > max_bytes:
+    names = [collection.names[index] for index in order[:count]]
+    textures = OnDemand(read, names, image_size)
+  else:
+    key = collection.make_key(order, count)
+    cache = tfds_dir / 'textures' / f'{key}-{image_size}.npy'
+    textures = _read_cache(cache)
+    if textures is None:
+      textures = _decode(
+        read, len(order), num_textures, size=image_size, source=str(source)
+      )
+      _write_cache(cache, textures)
+  _log.info('%d of the %d textures of %s', len(textures), len(order), source)
   return textures
 
 
 def builtin_textures(
-  *, image_size: int, exclude: Collection[str] = ()
+  *,
+  image_size: int,
+  exclude: Collection[str] = (),
+  num_textures: int = 0,
+  seed: int = 0,
 ) -> Textures:
   """Square pieces of scikit-image's pictures, at three scales.
 
   Args:
     image_size: height and width of the textures, in pixels.
     exclude: names in `BUILTIN` to leave out.
+    num_textures: how many to sample; 0 for all.
+    seed: of the sampling.
 
   Raises:
+    UserError: if there are fewer than `num_textures`.
     ValueError: if `exclude` names something else.
   """
   unknown = set(exclude) - set(BUILTIN)
   if unknown:
     raise ValueError(f'no built-in textures: {sorted(unknown)}')
   names = [name for name in BUILTIN if name not in exclude]
-  pieces = images.map_parallel(
-    lambda name: [
-      images.resize_bilinear(piece, (image_size, image_size))
-      for piece in _cut(_load_builtin(name))
-    ],
-    names,
+  pictures = images.map_parallel(
+    lambda name: list(_cut(_load_builtin(name))), names
   )
-  return np.stack([piece for several in pieces for piece in several])
+  pieces = [piece for several in pictures for piece in several]
+  order = _order(len(pieces), num_textures, seed, source='builtin')
+  resize = lambda index: images.resize_bilinear(
+    pieces[index], (image_size, image_size)
+  )
+  return np.stack(
+    images.map_parallel(resize, order[: num_textures or None].tolist())
+  )
+
+
+def _order(
+  count: int, num_textures: int, seed: int, *, source: str
+) -> Int[np.ndarray, '{count}']:
+  """The order in which textures are taken: as they come, or by chance.
+
+  The permutation is one for all numbers of textures, so that a larger number
+  adds to a smaller one's.
+  """
+  if num_textures > count:
+    raise UserError(
+      f'config.data.num_textures={num_textures}, but {source} holds only'
+      f' {count} textures: take {count} or fewer, or 0 for all'
+    )
+  if not num_textures:
+    return np.arange(count)
+  return np.random.default_rng(seed).permutation(count)
 
 
 def _load_builtin(name: str) -> UInt8[np.ndarray, 'h w 3']:
@@ -137,9 +204,21 @@ def _cut(
           yield piece
 
 
-def _open_dtd(
-  tfds_dir: pathlib.Path,
-) -> tuple[str, int, Callable[[int], UInt8[np.ndarray, 'h w 3']]]:
+class _Collection(NamedTuple):
+  """Textures that are not decoded yet.
+
+  Attributes:
+    names: of the pictures.
+    decode: the picture of an index, of any size.
+    make_key: a name for the first so many of an order, as text.
+  """
+
+  names: Sequence[str]
+  decode: Callable[[int], UInt8[np.ndarray, 'h w 3']]
+  make_key: Callable[[Int[np.ndarray, 't'], int], str]
+
+
+def _open_dtd(tfds_dir: pathlib.Path) -> _Collection:
   # Not above: this imports every image builder that TFDS has.
   from draem_jax.data import dtd
 
@@ -149,12 +228,17 @@ def _open_dtd(
     record = source[index]
     return images.decode_image(record['image'], record['file_name'].decode())
 
-  return f'dtd-{len(source)}', len(source), decode
+  def make_key(order: Int[np.ndarray, 't'], count: int) -> str:
+    key = f'dtd-{len(source)}'
+    if count == len(source) and (np.diff(order) == 1).all():
+      return key
+    return f'{key}-{count}-{hashlib.sha256(order.tobytes()).hexdigest()[:16]}'
+
+  names = [f'dtd {index}' for index in range(len(source))]
+  return _Collection(names, decode, make_key)
 
 
-def _open_folder(
-  folder: pathlib.Path,
-) -> tuple[str, int, Callable[[int], UInt8[np.ndarray, 'h w 3']]]:
+def _open_folder(folder: pathlib.Path) -> _Collection:
   if not folder.is_dir():
     raise UserError(
       f"config.data.textures={folder} is not a folder: give 'dtd', 'builtin'"
@@ -167,34 +251,95 @@ def _open_folder(
       len(found.unreadable),
       found.unreadable[0],
     )
+  if found.others:
+    _log.info(
+      'passed over %d files among the textures that are no images, such as %s',
+      len(found.others),
+      found.others[0],
+    )
   if not found.names:
     raise UserError(
       f'config.data.textures={folder} holds no images, at no depth: give'
       " 'dtd', 'builtin' or a folder of images"
     )
-  digest = hashlib.sha256(str(folder.resolve()).encode())
-  for name in found.names:
-    stat = (folder / name).stat()
-    digest.update(f'{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n'.encode())
+
+  def make_key(order: Int[np.ndarray, 't'], count: int) -> str:
+    digest = hashlib.sha256(os.fsencode(folder.resolve()))
+    for index in order[:count]:
+      name = found.names[index]
+      try:
+        stat = os.stat(os.path.join(folder, name))
+        seen = f'{stat.st_size}\0{stat.st_mtime_ns}'
+      except OSError:  # A link to nowhere, which will be passed over.
+        seen = ''
+      digest.update(os.fsencode(f'{name}\0{seen}\n'))
+    # One of these replaces an image that cannot be decoded.
+    for index in order[count:]:
+      digest.update(os.fsencode(f'{found.names[index]}\n'))
+    return digest.hexdigest()[:16]
+
   decode = lambda index: images.read_image(folder / found.names[index])
-  return digest.hexdigest()[:16], len(found.names), decode
+  return _Collection(found.names, decode, make_key)
 
 
-def _decode_all(
-  decode: Callable[[int], UInt8[np.ndarray, 'h w 3']], count: int, size: int
+def _decode(
+  read: Callable[[int], UInt8[np.ndarray, 's s 3']],
+  available: int,
+  num_textures: int,
+  *,
+  size: int,
+  source: str,
 ) -> Textures:
+  """Decodes the first `num_textures` that can be; 0: all that can be."""
+  count = num_textures or available
   textures = np.empty((count, size, size, 3), np.uint8)
+  done, place, errors = 0, 0, []
 
-  def load(index: int) -> None:
-    textures[index] = images.resize_bilinear(decode(index), (size, size))
+  def load(offset: int) -> UserError | None:
+    try:
+      textures[done + offset] = read(place + offset)
+    except UserError as error:
+      return error
+    return None
 
-  images.map_parallel(load, range(count), description='loading textures')
-  return textures
+  while done < count and place < available:
+    results = images.map_parallel(
+      load,
+      range(min(count - done, available - place)),
+      description='loading textures',
+    )
+    place += len(results)
+    for offset, error in enumerate(results, start=done):
+      if error:
+        errors.append(error)
+        continue
+      if done != offset:  # What follows a gap moves up.
+        textures[done] = textures[offset]
+      done += 1
+  if errors:
+    _log.warning(
+      'passed over %d textures that cannot be decoded, such as: %s',
+      len(errors),
+      '; '.join(map(str, errors[:_NAMED])),
+    )
+  if not done:
+    raise UserError(
+      f'config.data.textures={source}: none of its {available} images can be'
+      f' decoded, for one: {errors[0]}'
+    )
+  if done < num_textures:
+    raise UserError(
+      f'config.data.num_textures={num_textures}, but of the {available} images'
+      f' of {source} only {done} can be decoded: take {done} or fewer, or 0 for'
+      ' all'
+    )
+  return textures[:done]
 
 
 def _read_cache(path: pathlib.Path) -> Textures | None:
   try:
-    return np.load(path)
+    large = path.stat().st_size > _MAPPED_FROM
+    return np.load(path, mmap_mode='r' if large else None)
   # Not there, not to be read, or the disk lost a part of it.
   except (OSError, EOFError, ValueError):
     return None

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from draem_jax.data import dtd, images, textures
+from draem_jax.data import dtd, images, on_demand, textures
 from draem_jax.errors import UserError
 
 
@@ -39,9 +39,16 @@ def load(source, tmp_path, size=8, **options):
   )
 
 
-def message(source, tmp_path):
+@pytest.fixture
+def log(caplog, monkeypatch):
+  monkeypatch.setattr(textures._log, 'handlers', [])
+  caplog.set_level('INFO', logger=textures._log.name)
+  return caplog
+
+
+def message(source, tmp_path, **options):
   with pytest.raises(UserError) as error:
-    load(source, tmp_path)
+    load(source, tmp_path, **options)
   assert '\n' not in str(error.value)
   return str(error.value)
 
@@ -96,9 +103,112 @@ def test_bad_folders(folder, tmp_path):
   assert 'config.data.textures' in message(folder / 'z.png', tmp_path)
   (tmp_path / 'empty').mkdir()
   assert 'holds no images' in message(tmp_path / 'empty', tmp_path)
-  (folder / 'b' / 'bad.png').write_bytes(b'not a picture')
-  assert 'b/bad.png cannot be read as an image' in message(folder, tmp_path)
+  (tmp_path / 'empty' / 'bad.png').write_bytes(b'not a picture')
+  (tmp_path / 'empty' / 'gone.png').symlink_to(tmp_path / 'gone')
+  text = message(tmp_path / 'empty', tmp_path)
+  assert 'none of its 2 images' in text and 'bad.png' in text
+  assert 'none of the 2' in message(tmp_path / 'empty', tmp_path, max_bytes=1)
   assert not (tmp_path / 'tfds' / 'textures').exists()
+
+
+def test_what_cannot_be_decoded_is_passed_over_and_named(folder, tmp_path, log):
+  (folder / 'b' / 'bad.png').write_bytes(b'not a picture')
+  (folder / 'b' / 'bad2.png').symlink_to(tmp_path / 'gone')
+  (folder / 'notes.txt').write_text('x')
+  assert list(load(folder, tmp_path)[:, 0, 0, 0]) == [30, 20, 10]
+  assert 'passed over 2 textures' in log.text
+  assert 'b/bad.png cannot be read as an image' in log.text
+  assert 'b/bad2.png cannot be read' in log.text
+  assert 'passed over 2 files' in log.text and 'license.txt' in log.text
+  assert '3 of the 5 textures' in log.text
+  # A repaired file counts again.
+  Image.fromarray(picture(50)).save(folder / 'b' / 'bad.png')
+  assert list(load(folder, tmp_path)[:, 0, 0, 0]) == [30, 50, 20, 10]
+
+
+@pytest.fixture
+def many(tmp_path):
+  """A folder of 30 textures of all different levels, in three classes."""
+  for index in range(30):
+    path = tmp_path / 'many' / f'class{index % 3}' / f'{index:02d}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture(8 * index)).save(path)
+  return tmp_path / 'many'
+
+
+def levels(loaded):
+  return [int(level) for level in loaded[np.arange(len(loaded))][:, 0, 0, 0]]
+
+
+def test_a_sample_is_nested_and_decodes_nothing_else(
+  many, tmp_path, monkeypatch
+):
+  decoded, read_image = [], images.read_image
+
+  def count(path):
+    decoded.append(path)
+    return read_image(path)
+
+  monkeypatch.setattr(images, 'read_image', count)
+  sample = lambda number, seed=3, **options: levels(
+    load(many, tmp_path, num_textures=number, seed=seed, **options)
+  )
+  ten = sample(10)
+  assert len(set(ten)) == 10 and len(decoded) == 10
+  assert sample(10) == ten and len(decoded) == 10
+  for number in (1, 3, 30):
+    assert sample(number)[:10] == ten[:number]
+  assert sorted(sample(30)) == sorted(levels(load(many, tmp_path)))
+  assert sample(10, seed=4) != ten
+  # On demand it is the same.
+  decoded.clear()
+  bank = load(many, tmp_path, num_textures=10, seed=3, max_bytes=10 * 192 - 1)
+  assert isinstance(bank, on_demand.OnDemand) and len(bank) == 10
+  assert len(decoded) == 1
+  assert levels(bank) == ten
+  bank = load(many, tmp_path, num_textures=10, seed=3, max_bytes=10 * 192)
+  assert isinstance(bank, np.ndarray)
+
+
+def test_a_sample_replaces_what_cannot_be_decoded(many, tmp_path, log):
+  whole = levels(load(many, tmp_path, num_textures=30, seed=3))
+  bad = many / f'class{whole[1] // 8 % 3}' / f'{whole[1] // 8:02d}.png'
+  bad.write_bytes(b'x')
+  for number in (1, 3, 10):
+    sample = levels(load(many, tmp_path, num_textures=number, seed=3))
+    assert sample == (whole[:1] + whole[2:])[:number]
+  assert str(bad) in log.text
+  # From another place of the list, where it is decoded on demand.
+  bank = load(many, tmp_path, num_textures=5, seed=3, max_bytes=1)
+  assert levels(bank) == [whole[0], whole[2], *whole[2:5]]
+
+
+def test_a_sample_of_too_few(many, tmp_path):
+  text = message(many, tmp_path, num_textures=31)
+  assert 'config.data.num_textures=31' in text and '30 textures' in text
+  (many / 'class0' / '00.png').write_bytes(b'x')
+  text = message(many, tmp_path, num_textures=30)
+  assert 'config.data.num_textures=30' in text and 'only 29' in text
+  text = message('builtin', tmp_path, num_textures=10_000)
+  assert 'config.data.num_textures=10000' in text and 'builtin' in text
+
+
+def test_a_sample_of_the_builtin_pieces(tmp_path):
+  everything = {piece.tobytes() for piece in load('builtin', tmp_path, 32)}
+  ten = load('builtin', tmp_path, 32, num_textures=10, seed=1)
+  assert {piece.tobytes() for piece in ten} < everything
+  three = load('builtin', tmp_path, 32, num_textures=3, seed=1)
+  np.testing.assert_array_equal(three, ten[:3])
+  other = load('builtin', tmp_path, 32, num_textures=3, seed=2)
+  assert (other != three).any()
+
+
+def test_a_large_file_of_textures_is_mapped(folder, tmp_path, monkeypatch):
+  first = load(folder, tmp_path)
+  monkeypatch.setattr(textures, '_MAPPED_FROM', 100)
+  again = load(folder, tmp_path)
+  assert isinstance(again, np.memmap)
+  np.testing.assert_array_equal(first, again)
 
 
 def test_builtin_pieces_are_many_varied_and_the_same_each_time(tmp_path):
@@ -157,6 +267,12 @@ def test_dtd_is_prepared_from_its_archive(archive, tmp_path):
   np.testing.assert_allclose(levels, np.arange(0, 120, 20), atol=2)
   archive.unlink()
   np.testing.assert_array_equal(load('dtd', tmp_path), loaded)
+  four = load('dtd', tmp_path, num_textures=4, seed=2)
+  order = np.random.default_rng(2).permutation(6)[:4]
+  np.testing.assert_array_equal(four, loaded[order])
+  bank = load('dtd', tmp_path, num_textures=4, seed=2, max_bytes=1)
+  np.testing.assert_array_equal(bank[np.arange(4)], four)
+  assert 'dtd holds only 6' in message('dtd', tmp_path, num_textures=7)
   assert load('dtd', tmp_path, size=16).shape == (6, 16, 16, 3)
 
 

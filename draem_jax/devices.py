@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from draem_jax.errors import UserError
 
@@ -111,13 +111,20 @@ def device_name() -> str:
   return f'{jax.device_count()} x {kind}'
 
 
+def local_rows(count: int, mesh: Mesh) -> Int[np.ndarray, 'n']:
+  """Which rows of a batch of `count` the devices of this process take."""
+  places = batch_sharded(mesh).addressable_devices_indices_map((count,))
+  rows = np.arange(count)
+  return np.unique(np.concatenate([rows[place] for place in places.values()]))
+
+
 def put_batch(
   batch: UInt8[np.ndarray, 'b h w 3'], mesh: Mesh
 ) -> UInt8[Array, 'b h w 3']:
   """Puts one global host batch on the devices, split over `'data'`.
 
   Args:
-    batch: the whole batch, equal in every process.
+    batch: the whole batch, of which only `local_rows` are looked at.
     mesh: the mesh.
   """
   return jax.make_array_from_callback(

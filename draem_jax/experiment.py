@@ -15,6 +15,7 @@ from draem_jax import config as config_lib
 from draem_jax import devices, evaluate, paper, report
 from draem_jax.data import category as category_lib
 from draem_jax.data import demo, layouts, resident, textures
+from draem_jax.data.on_demand import OnDemand
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.report import drawings, results
@@ -72,20 +73,19 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     share=config['eval']['holdout'],
     seed=config['seed'],
   )
-  fingerprint = {
-    'training images': _checksum(kept),
-    'textures': _checksum(texture_images),
-  }
   if devices.is_main_process():
-    claim.claim(workdir, config, fingerprint)
+    claim.claim(workdir, config, _fingerprint(config, kept, texture_images))
   mesh = devices.make_mesh(config['batch_size'])
-  images, texture_images = resident.put(
-    [kept, texture_images],
+  placed = resident.put(
+    {'training images': kept, 'textures': texture_images},
     devices.replicated(mesh),
     max_device_share=config['data']['max_device_share'],
   )
   trainer = train.Trainer(
-    config, images=images, textures=texture_images, mesh=mesh
+    config,
+    images=placed['training images'],
+    textures=placed['textures'],
+    mesh=mesh,
   )
   state, lines = train.train(trainer, workdir)
   row = {}
@@ -245,7 +245,7 @@ def load_category(
 
 def load_textures(
   config: Mapping[str, Any], workdir: str | pathlib.Path
-) -> UInt8[np.ndarray, 't h w 3']:
+) -> UInt8[np.ndarray | OnDemand, 't h w 3']:
   """Loads the anomaly textures of a config; one black one if none is read.
 
   Args:
@@ -254,7 +254,7 @@ def load_textures(
       names no other place.
   """
   data, size = config['data'], config['image_size']
-  if not TEXTURES[config['simulator']['texture']].reads_images:
+  if not _reads_textures(config):
     return np.zeros((1, size, size, 3), np.uint8)
   _log.info('loading the textures: %s', data['textures'])
   return textures.load_textures(
@@ -262,12 +262,15 @@ def load_textures(
     image_size=size,
     tfds_dir=data['tfds_dir'] or pathlib.Path(workdir) / 'tfds',
     exclude=(demo.SURFACE,) if data['dir'] == BUILTIN else (),
+    num_textures=data['num_textures'],
+    seed=config['seed'],
+    max_bytes=resident.host_room(data['max_host_share']),
   )
 
 
 def _load(
   config: Mapping[str, Any], workdir: pathlib.Path
-) -> tuple[category_lib.Category, UInt8[np.ndarray, 't h w 3']]:
+) -> tuple[category_lib.Category, UInt8[np.ndarray | OnDemand, 't h w 3']]:
   category = load_category(config, workdir)
   texture_images = load_textures(config, workdir)
   _log.info(
@@ -278,6 +281,30 @@ def _load(
     devices.device_name(),
   )
   return category, texture_images
+
+
+def _reads_textures(config: Mapping[str, Any]) -> bool:
+  """Whether the simulator looks at images of textures at all."""
+  simulator = config['simulator']
+  return bool(
+    simulator['anomaly_probability']
+    and TEXTURES[simulator['texture']].reads_images
+  )
+
+
+def _fingerprint(
+  config: Mapping[str, Any],
+  images: UInt8[np.ndarray, 'n h w 3'],
+  texture_images: UInt8[np.ndarray | OnDemand, 't h w 3'],
+) -> dict[str, str]:
+  """A checksum of each thing that the training reads, by name."""
+  fingerprint = {'training images': _checksum(images)}
+  if not _reads_textures(config):
+    return fingerprint
+  # By another name, so that a machine with more memory may go on.
+  if isinstance(texture_images, OnDemand):
+    return fingerprint | {'texture files': texture_images.checksum()}
+  return fingerprint | {'textures': _checksum(texture_images)}
 
 
 def _checksum(images: UInt8[np.ndarray, 'n h w 3']) -> str:

@@ -1,3 +1,5 @@
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,6 +7,8 @@ from small import random_images, small_config
 
 from configs import mvtec
 from draem_jax import experiment
+from draem_jax.data.category import Category
+from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
 
 
@@ -83,3 +87,54 @@ def test_what_was_decided_is_what_is_stored(
     experiment.train_and_evaluate(config, tmp_path / 'run')
   # The caller's config is as it was.
   assert config['eval']['holdout'] == holdout
+
+
+def test_the_fingerprint_decodes_nothing_and_stays_what_it_was():
+  config = small_config().to_dict()
+  images, array = random_images(3), random_images(5, seed=1)
+  one = experiment._fingerprint(config, images, array)
+  assert one == {
+    'training images': f'{zlib.crc32(images.tobytes()):08x}',
+    'textures': f'{zlib.crc32(array.tobytes()):08x}',
+  }
+  reads = []
+  bank = OnDemand(
+    lambda place: reads.append(place) or array[place], list('abcde'), 32
+  )
+  reads.clear()
+  lazy = experiment._fingerprint(config, images, bank)
+  assert not reads
+  # Neither is compared with the other.
+  assert lazy.keys() & one.keys() == {'training images'}
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'simulator.texture': 'color'},
+    {'simulator.anomaly_probability': 0.0},
+  ],
+)
+def test_textures_that_nobody_looks_at_are_not_read(
+  tmp_path, monkeypatch, changes
+):
+  def fail(*args, **options):
+    raise AssertionError('read')
+
+  category = Category(
+    name='pens',
+    train_images=random_images(3),
+    train_files=[],
+    test_images=random_images(3)[:0],
+    test_masks=None,
+    test_files=[],
+    test_defects=[],
+    labels=np.zeros(0, bool),
+  )
+  monkeypatch.setattr(experiment.textures, 'load_textures', fail)
+  monkeypatch.setattr(experiment, 'load_category', lambda *a, **k: category)
+  config = small_config(**changes).to_dict()
+  _, images = experiment._load(config, tmp_path)
+  assert images.shape == (1, 32, 32, 3)
+  fingerprint = experiment._fingerprint(config, random_images(3), images)
+  assert fingerprint.keys() == {'training images'}

@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +9,9 @@ import numpy as np
 import pytest
 from small import random_images, small_config
 
-from draem_jax import devices, score
+from draem_jax import devices, interrupt, score
 from draem_jax import metrics as metrics_lib
+from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
 from draem_jax.simulator import simulate
 from draem_jax.training import step as train_step
@@ -17,15 +21,22 @@ from draem_jax.training.sampling import sample_batch
 IMAGES, TEXTURES = random_images(7), random_images(5, seed=1)
 
 
-def make_trainer(num_devices=1, resident=True, **overrides):
+def on_demand(read=TEXTURES.__getitem__):
+  """The textures, decoded by `read`."""
+  names = [f'{place}.png' for place in range(len(TEXTURES))]
+  return OnDemand(read, names, 32)
+
+
+def make_trainer(num_devices=1, fed=(), textures=TEXTURES, **overrides):
   config = small_config(**overrides).to_dict()
   mesh = devices.make_mesh(config['batch_size'], jax.devices()[:num_devices])
-  images, textures = IMAGES, TEXTURES
-  if resident:
-    images, textures = jax.device_put(
-      (images, textures), devices.replicated(mesh)
-    )
-  return train.Trainer(config, images=images, textures=textures, mesh=mesh)
+  sources = {
+    name: source
+    if name in fed
+    else jax.device_put(source, devices.replicated(mesh))
+    for name, source in (('images', IMAGES), ('textures', textures))
+  }
+  return train.Trainer(config, **sources, mesh=mesh)
 
 
 def run_steps(trainer, count=3):
@@ -37,8 +48,13 @@ def run_steps(trainer, count=3):
 
 
 @pytest.fixture(scope='module')
-def one_device_run():
-  return run_steps(make_trainer())
+def resident_trainer():
+  return make_trainer()
+
+
+@pytest.fixture(scope='module')
+def one_device_run(resident_trainer):
+  return run_steps(resident_trainer)
 
 
 def test_two_devices_give_the_losses_of_one(one_device_run):
@@ -51,14 +67,58 @@ def test_two_devices_give_the_losses_of_one(one_device_run):
       np.testing.assert_allclose(two[name], one[name], rtol, err_msg=name)
 
 
-def test_feeding_from_the_host_changes_no_bit(one_device_run):
-  state, losses = run_steps(make_trainer(resident=False))
-  for one, two in zip(one_device_run[1], losses, strict=True):
-    assert one == two
-  for found, expected in zip(
-    jax.tree.leaves(state), jax.tree.leaves(one_device_run[0]), strict=True
+def feeders():
+  return [t for t in threading.enumerate() if t.name.startswith('feeder')]
+
+
+def assert_equal_trees(found, expected):
+  for one, two in zip(
+    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
   ):
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(one, two)
+
+
+def test_feeding_from_the_host_changes_no_bit(one_device_run):
+  trainer = make_trainer(fed=('images', 'textures'))
+  state, losses, saved = trainer.init_state(), [], None
+  for step in range(3):
+    with jax.transfer_guard('disallow'):
+      state, metrics = trainer.step(state, step)
+    losses.append(jax.device_get(metrics))
+    saved = saved or jax.device_get(state)
+  assert losses == one_device_run[1]
+  assert_equal_trees(state, one_device_run[0])
+  # From a later step on, as after a restart.
+  state = jax.device_put(saved, devices.replicated(trainer.mesh))
+  for step in (1, 2):
+    state, _ = trainer.step(state, step)
+  assert_equal_trees(state, one_device_run[0])
+  trainer.close()
+  assert not feeders()
+
+
+def test_a_run_decodes_on_demand_stops_and_goes_on(tmp_path, resident_trainer):
+  reads, gone = [], threading.Event()
+
+  def read(place):
+    reads.append(place)
+    if len(reads) == 7:
+      os.kill(os.getpid(), signal.SIGTERM)
+    if gone.is_set():
+      raise OSError('the disk is gone')
+    return TEXTURES[place]
+
+  trainer = make_trainer(fed=('textures',), textures=on_demand(read))
+  with pytest.raises(interrupt.Interrupted, match=r'saved at step [1-5]:'):
+    train.train(trainer, tmp_path / 'run')
+  assert not feeders()
+  state, _ = train.train(trainer, tmp_path / 'run')
+  assert not feeders()
+  assert_equal_trees(state, run_steps(resident_trainer, 6)[0])
+  gone.set()
+  with pytest.raises(OSError, match='the disk is gone'):
+    train.train(trainer, tmp_path / 'other')
+  assert not feeders()
 
 
 def test_the_step_trains(one_device_run):

@@ -1,5 +1,6 @@
 """A run: its compiled step, its state, and the loop that drives them."""
 
+import collections
 import logging
 import pathlib
 from collections.abc import Mapping
@@ -13,12 +14,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from draem_jax import devices, interrupt, score
+from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.pictures import panels
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
-from draem_jax.training import profiling, sampling
+from draem_jax.training import feeding, profiling, sampling
 from draem_jax.training import writer as writer_lib
 from draem_jax.training.step import (
   Recipe,
@@ -117,7 +119,7 @@ class Trainer:
     config: Mapping[str, Any],
     *,
     images: UInt8[Array | np.ndarray, 'n h w 3'],
-    textures: UInt8[Array | np.ndarray, 't h w 3'],
+    textures: UInt8[Array | np.ndarray | OnDemand, 't h w 3'],
     mesh: Mesh | None = None,
   ):
     """Compiles nothing yet.
@@ -125,8 +127,8 @@ class Trainer:
     Args:
       config: the run's config as nested plain values.
       images: anomaly-free images. A JAX array stays on the devices and is
-        drawn from inside the step; from a numpy array each batch is fed.
-      textures: anomaly textures, on the same side as `images`.
+        drawn from inside the step; from anything else each batch is fed.
+      textures: anomaly textures, likewise.
       mesh: over every device by default.
     """
     self.config = config
@@ -138,7 +140,12 @@ class Trainer:
     self.optimizer = make_optimizer(self.schedule)
     self.images, self.textures = images, textures
     self._everywhere = devices.replicated(self.mesh)
+    # On a device of this process alone: a thread asks when it likes.
     self._sample = jax.jit(self._sample_batch)
+    self._sampling_device = feeding.sampling_device()
+    self._feeder, self._unfinished = None, collections.deque()
+    if not (isinstance(images, jax.Array) and isinstance(textures, jax.Array)):
+      self._feeder = feeding.Feeder(self._fetch, num_steps=self.num_steps)
     step = make_train_step(
       self.model,
       self.optimizer,
@@ -147,23 +154,14 @@ class Trainer:
       mesh=self.mesh,
     )
 
-    def resident_step(
+    def drawing_step(
       state: TrainState,
       images: UInt8[Array, 'n h w 3'],
       textures: UInt8[Array, 't h w 3'],
     ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
-      sampled = self._sample_batch(state.step)
-      return step(
-        state,
-        images[sampled.images],
-        textures[sampled.textures],
-        sampled.keys,
-      )
+      return step(state, *self._draw(state.step, images, textures))
 
-    self._resident = isinstance(images, jax.Array)
-    self._step = jax.jit(
-      resident_step if self._resident else step, donate_argnums=0
-    )
+    self._step = jax.jit(drawing_step, donate_argnums=0)
     # Whole in every process, wherever its batch was computed.
     self._preview = jax.jit(
       self._preview_batch, out_shardings=devices.replicated(self.mesh)
@@ -183,13 +181,29 @@ class Trainer:
     self, state: TrainState, step: int
   ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
     """Runs step number `step`; `state` is donated."""
-    if self._resident:
+    if not self._feeder:
       return self._step(state, self.images, self.textures)
-    return self._step(state, *self._fetch(step))
+    # Batches that wait on the devices take room there.
+    if len(self._unfinished) == feeding.AHEAD:
+      jax.block_until_ready(self._unfinished.popleft())
+    state, metrics = self._step(state, *self._feeder.take(step))
+    self._unfinished.append(metrics)
+    return state, metrics
+
+  def close(self) -> None:
+    """Ends what reads ahead; another step would begin it anew."""
+    if self._feeder:
+      self._feeder.close()
 
   def preview(self, state: TrainState, step: int) -> Preview:
     """The examples of step `step`, and what the networks make of them."""
-    return jax.device_get(self._preview(state.evaluated, *self._fetch(step)))
+    return jax.device_get(
+      self._preview(
+        state.evaluated,
+        jax.device_put(np.int32(step), self._everywhere),
+        *self._fetch(step),
+      )
+    )
 
   def _sample_batch(self, step: Int[Array, ''] | int) -> sampling.Sample:
     return sampling.sample_batch(
@@ -203,29 +217,42 @@ class Trainer:
 
   def _fetch(
     self, step: int
+  ) -> tuple[UInt8[Array, '_ h w 3'], UInt8[Array, '_ h w 3']]:
+    """Images and textures for `_draw`: those that are fed as batches."""
+    images, textures = self.images, self.textures
+    if self._feeder:
+      index = jax.device_put(np.int32(step), self._sampling_device)
+      sampled = self._sample(index)
+      if not isinstance(images, jax.Array):
+        indices = jax.device_get(sampled.images)
+        images = feeding.gather(images, indices, self.mesh)
+      if not isinstance(textures, jax.Array):
+        indices = jax.device_get(sampled.textures)
+        textures = feeding.gather(textures, indices, self.mesh)
+    return images, textures
+
+  def _draw(
+    self,
+    step: Int[Array, ''],
+    images: UInt8[Array, '_ h w 3'],
+    textures: UInt8[Array, '_ h w 3'],
   ) -> tuple[UInt8[Array, 'b h w 3'], UInt8[Array, 'b h w 3'], Key[Array, 'b']]:
-    sampled = self._sample(jax.device_put(np.int32(step), self._everywhere))
-    if self._resident:
-      images, textures = (
-        self.images[sampled.images],
-        self.textures[sampled.textures],
-      )
-    else:
-      images = devices.put_batch(
-        self.images[np.asarray(sampled.images)], self.mesh
-      )
-      textures = devices.put_batch(
-        self.textures[np.asarray(sampled.textures)], self.mesh
-      )
+    """The batch of a step from all images, or from the batch that was fed."""
+    sampled = self._sample_batch(step)
+    if isinstance(self.images, jax.Array):
+      images = images[sampled.images]
+    if isinstance(self.textures, jax.Array):
+      textures = textures[sampled.textures]
     return images, textures, sampled.keys
 
   def _preview_batch(
     self,
     variables: Any,
-    images: UInt8[Array, 'b h w 3'],
-    textures: UInt8[Array, 'b h w 3'],
-    keys: Key[Array, 'b'],
+    step: Int[Array, ''],
+    images: UInt8[Array, '_ h w 3'],
+    textures: UInt8[Array, '_ h w 3'],
   ) -> Preview:
+    images, textures, keys = self._draw(step, images, textures)
     example = simulate.simulate_batch(keys, images, textures, self.options)
     output = self.model.apply(variables, example.augmented, train=False)
     anomaly_map = score.MAPS[self.config['score']['map']].compute(
@@ -311,6 +338,7 @@ def train(
           )
     checkpointer.wait()
   finally:
+    trainer.close()
     profiler.close()
     if writer:
       writer.close()

@@ -254,7 +254,7 @@ def load_textures(
       names no other place.
   """
   data, size = config['data'], config['image_size']
-  if not _reads_textures(config):
+  if not reads_textures(config):
     return np.zeros((1, size, size, 3), np.uint8)
   _log.info('loading the textures: %s', data['textures'])
   return textures.load_textures(
@@ -283,7 +283,7 @@ def _load(
   return category, texture_images
 
 
-def _reads_textures(config: Mapping[str, Any]) -> bool:
+def reads_textures(config: Mapping[str, Any]) -> bool:
   """Whether the simulator looks at images of textures at all."""
   simulator = config['simulator']
   return bool(
@@ -299,7 +299,7 @@ def _fingerprint(
 ) -> dict[str, str]:
   """A checksum of each thing that the training reads, by name."""
   fingerprint = {'training images': _checksum(images)}
-  if not _reads_textures(config):
+  if not reads_textures(config):
     return fingerprint
   # By another name, so that a machine with more memory may go on.
   if isinstance(texture_images, OnDemand):

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from draem_jax import command, experiment
-from draem_jax.data import layouts
+from draem_jax.data import layouts, textures
 from draem_jax.errors import UserError
 from draem_jax.report import results
 from draem_jax.studies import figure9, plan, state, tables, workers
@@ -101,6 +101,14 @@ def _check(runs: Sequence[Run], workdir: pathlib.Path) -> None:
     if data_dir != experiment.BUILTIN:
       folder = layouts.find_category(data_dir, category, layout=layout)
       layouts.get(layout).read(folder)
+  most: dict[str, int] = {}
+  for run in runs:
+    if experiment.reads_textures(run.config):
+      data = run.config['data']
+      number = max(most.get(data['textures'], 0), data['num_textures'])
+      most[data['textures']] = number
+  for source, number in most.items():
+    textures.check_number(source, number)
   for run in runs:
     claim.check(workdir / run.name, experiment.decide(run.config))
 

@@ -592,6 +592,19 @@ def test_a_folder_without_the_categories_is_named_at_once(tmp_path):
     study._check(plan.list_runs(values), tmp_path)
 
 
+def test_too_few_textures_are_named_before_any_run(tmp_path):
+  values = tiny_study(tmp_path).to_dict()
+  values['data']['textures'] = str(tmp_path / 'textures')
+  values['data']['num_textures'] = 3
+  with pytest.raises(UserError, match='textures is not a folder'):
+    study._check(plan.list_runs(values), tmp_path)
+  (tmp_path / 'textures').mkdir()
+  for name in 'ab':
+    (tmp_path / 'textures' / f'{name}.png').touch()
+  with pytest.raises(UserError, match='num_textures=3, but .* only 2'):
+    study._check(plan.list_runs(values), tmp_path)
+
+
 @pytest.mark.parametrize(
   ('arguments', 'words'),
   [

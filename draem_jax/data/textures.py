@@ -125,6 +125,22 @@ def load_textures(
   return textures
 
 
+def check_number(source: str | os.PathLike[str], num_textures: int) -> None:
+  """Checks that a folder has so many textures, without decoding one.
+
+  Args:
+    source: as `load_textures` has it; of `'dtd'` and `'builtin'` nothing is
+      checked.
+    num_textures: how many are to be sampled.
+
+  Raises:
+    UserError: if there are fewer, or none at all.
+  """
+  if source not in ('dtd', 'builtin'):
+    count = len(_open_folder(pathlib.Path(source)).names)
+    _order(count, num_textures, 0, source=str(source))
+
+
 def builtin_textures(
   *,
   image_size: int,

@@ -70,7 +70,9 @@ def step_without_simulator(
   )
   update = jax.jit(
     train_step.make_update(
-      trainer.model, trainer.optimizer, train.make_recipe(config)
+      trainer.model,
+      trainer.optimizer,
+      train.make_recipe(config, trainer.num_steps),
     ),
     donate_argnums=0,
   )

@@ -130,6 +130,10 @@ FIELDS = {
   'loss.weights.ssim': _not_negative(1.0),
   'loss.weights.msgms': _not_negative(0.0),
   'loss.weights.focal': _not_negative(1.0),
+  'loss.weights.segmentation': _not_negative(0.0),
+  'loss.weights.decision': _not_negative(0.0),
+  # Of the weights; 'segmentation_first' shifts them to the decision.
+  'loss.schedule': _one_of('constant', *losses.SCHEDULES),
   # L of SSIM; 'from_batch' is the release's guess.
   'loss.data_range': _one_of('one', 'one', 'from_batch'),
   'batch_size': _whole(8, 1),
@@ -137,6 +141,7 @@ FIELDS = {
   # Not 0: decides instead of the epochs. Both 0: only evaluates.
   'num_steps': _whole(0, 0),
   'sampling': _one_of('epochs', 'epochs', 'with_replacement'),
+  'optimizer': _one_of('adam', 'adam', 'sgd'),
   'learning_rate': _positive(1e-4),
   'learning_rate_factor': _positive(0.1),
   # Shares of the steps.
@@ -174,6 +179,8 @@ FIELDS = {
   'simulator.opacity': _interval((0.1, 1.0), least=0, most=1),
   'simulator.anomaly_probability': _share(0.5),
   'score.map': _one_of('softmax', *score.MAPS, shapes_weights=False),
+  # 'window' is equation 5.
+  'score.image': _one_of('window', *score.IMAGE_SCORES, shapes_weights=False),
   'score_window': Field(
     21,
     lambda value: value > 0 and value % 2 == 1,
@@ -257,7 +264,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def _check_outputs(config: Mapping[str, Any]) -> None:
-  """Checks that loss and map read what the networks give."""
+  """Checks that loss, map and score read what the networks give."""
   name = config['model']['name']
   given = models.MODELS[name].outputs
   for term, weight in config['loss']['weights'].items():
@@ -271,10 +278,23 @@ def _check_outputs(config: Mapping[str, Any]) -> None:
     raise UserError(
       'config.loss.weights are all 0: take more than 0 for one of them'
     )
+  for term in losses.SCHEDULES[config['loss']['schedule']](0.0):
+    if not config['loss']['weights'][term]:
+      raise UserError(
+        f'config.loss.schedule={config["loss"]["schedule"]!r} shifts the weight'
+        f' of {term}, which is 0: take constant, or set'
+        f' config.loss.weights.{term}'
+      )
   needed = score.MAPS[config['score']['map']].reads
   if needed not in given:
     fitting = [key for key, one in score.MAPS.items() if one.reads in given]
     raise UserError(
       f'config.score.map={config["score"]["map"]!r}: the networks {name!r} give'
       f' no {needed}: take one of {", ".join(fitting)}'
+    )
+  needed = score.IMAGE_SCORES[config['score']['image']].reads
+  if needed and needed not in given:
+    raise UserError(
+      f'config.score.image={config["score"]["image"]!r}: the networks {name!r}'
+      f' give no {needed}: take window'
     )

@@ -185,6 +185,7 @@ def _evaluate(
     variables,
     image_size=config['image_size'],
     score_map=config['score']['map'],
+    score_image=config['score']['image'],
     score_window=config['score_window'],
     batch_size=config['eval']['batch_size'],
   )

@@ -1,8 +1,11 @@
 """The losses (equations 1 to 3): squared error, SSIM, MSGMS and focal loss.
 
+And the two of Božič et al., with the schedule of their weights.
+
 All are computed in float32, or float64 where an input is.
 """
 
+import types
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
@@ -13,6 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from draem_jax.networks import bozic
 from draem_jax.networks.models import Output
 
 _SSIM_RADIUS = 5  # A window of 11x11 pixels.
@@ -33,7 +37,7 @@ class Term(NamedTuple):
   Attributes:
     compute: the function of output, image and mask, and of L of SSIM, that
       gives a value for each example [b].
-    reads: what it reads of the output: 'reconstruction' or 'logits'.
+    reads: what it reads of the output: the name of a field.
   """
 
   compute: Callable[..., Float[Array, 'b']]
@@ -63,6 +67,29 @@ TERMS = {
     lambda output, image, mask, level_range: focal_loss(output.logits, mask),
     'logits',
   ),
+  'segmentation': Term(
+    lambda output, image, mask, level_range: segmentation_loss(
+      output.segmentation, mask
+    ),
+    'segmentation',
+  ),
+  'decision': Term(
+    lambda output, image, mask, level_range: decision_loss(
+      output.decision, mask
+    ),
+    'decision',
+  ),
+}
+
+# What a term's weight is multiplied by, from the share of the training that is
+# done; 1 for a term that is not named.
+SCHEDULES: dict[str, Callable[..., dict[str, Float[Array, '']]]] = {
+  'constant': lambda progress: {},
+  # Božič et al.: first where, then whether.
+  'segmentation_first': lambda progress: {
+    'segmentation': 1 - progress,
+    'decision': progress,
+  },
 }
 
 
@@ -73,6 +100,7 @@ def training_loss(
   *,
   weights: Mapping[str, float],
   data_range: DataRange,
+  factors: Mapping[str, Float[Array, ''] | float] = types.MappingProxyType({}),
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
   """Computes the training loss (eq. (3); all weights are 1 in the paper).
 
@@ -83,6 +111,7 @@ def training_loss(
     weights: the weight of each of `TERMS`; one of weight 0 is left out.
     data_range: L of SSIM: 'one', or 'from_batch' for the release's rule
       (`ssim_data_range`).
+    factors: what the weights of some terms are multiplied by at this step.
 
   Returns:
     The weighted sum of the terms, and each term as it is: means over the batch.
@@ -102,7 +131,10 @@ def training_loss(
     for name, term in TERMS.items()
     if weights.get(name)
   }
-  total = sum(weights[name] * value for name, value in terms.items())
+  total = sum(
+    weights[name] * factors.get(name, 1) * value
+    for name, value in terms.items()
+  )
   return total, terms
 
 
@@ -197,6 +229,44 @@ def focal_loss(
   )
   loss = -((1 - probability) ** _FOCAL_GAMMA) * jnp.log(probability)
   return loss.mean(axis=(-2, -1))
+
+
+def segmentation_loss(
+  logits: Float[Array, 'b rows columns'], mask: Float[Array, 'b h w']
+) -> Float[Array, 'b']:
+  """Computes the cross-entropy of a segmentation at an eighth of the size.
+
+  As Božič et al. do, but without their weights of the pixels, which make up for
+  masks drawn coarsely by hand.
+
+  Args:
+    logits: of being anomalous.
+    mask: 1 where anomalous, else 0. The targets are its `bozic.cell_means`.
+
+  Returns:
+    Each image's mean.
+  """
+  logits, mask = _at_least_float32(logits, mask)
+  return _cross_entropy(logits, bozic.cell_means(mask)).mean(axis=(1, 2))
+
+
+def decision_loss(
+  logit: Float[Array, 'b'], mask: Float[Array, 'b h w']
+) -> Float[Array, 'b']:
+  """Computes the cross-entropy of a decision for each image.
+
+  Args:
+    logit: of there being an anomaly.
+    mask: 1 where anomalous, else 0. A single such pixel makes one.
+  """
+  logit, mask = _at_least_float32(logit, mask)
+  return _cross_entropy(logit, mask.max(axis=(1, 2)))
+
+
+def _cross_entropy(
+  logits: Float[Array, '*shape'], targets: Float[Array, '*shape']
+) -> Float[Array, '*shape']:
+  return jax.nn.softplus(logits) - logits * targets
 
 
 def msgms_distance(

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from draem_jax import losses
+from draem_jax.networks import bozic
 from draem_jax.networks.models import Output
 
 
@@ -42,13 +43,21 @@ def msgms_map(
   return jnp.clip(distance, 0, 1)  # Where it is 0, rounding may go below.
 
 
+def segmentation_map(
+  output: Output, image: Float[Array, 'b h w 3']
+) -> Float[Array, 'b h w']:
+  """The segmentation of Božič et al. (table 3) as probabilities, enlarged."""
+  del image
+  return bozic.enlarge(_probability(output.segmentation))
+
+
 class Map(NamedTuple):
   """A way to make an anomaly map.
 
   Attributes:
     compute: the function of output and image [b h w 3] in [0, 1] that gives
       the map [b h w], in [0, 1].
-    reads: what it reads of the output: 'reconstruction' or 'logits'.
+    reads: what it reads of the output: the name of a field.
   """
 
   compute: Callable[..., Float[Array, 'b h w']]
@@ -59,6 +68,7 @@ MAPS = {
   'softmax': Map(softmax_map, 'logits'),
   'ssim': Map(ssim_map, 'reconstruction'),
   'msgms': Map(msgms_map, 'reconstruction'),
+  'segmentation': Map(segmentation_map, 'segmentation'),
 }
 
 
@@ -69,6 +79,10 @@ def anomaly_map(logits: Float[Array, '*b h w 2']) -> Float[Array, '*b h w']:
   """
   logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
   return nn.sigmoid(logits[..., 1] - logits[..., 0])
+
+
+def _probability(logits: Float[Array, '*b']) -> Float[Array, '*b']:
+  return nn.sigmoid(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
 
 
 def image_score(
@@ -103,12 +117,38 @@ def image_score(
   return means.max(axis=(-2, -1))
 
 
+class ImageScore(NamedTuple):
+  """A way to score images.
+
+  Attributes:
+    compute: the function of output, maps [*b h w] and window that gives the
+      scores [*b], in [0, 1].
+    reads: what it reads of the output: the name of a field, or None if it goes
+      by the maps alone, so that scores and map values are of one scale.
+  """
+
+  compute: Callable[..., Float[Array, '*b']]
+  reads: str | None
+
+
+IMAGE_SCORES = {
+  'window': ImageScore(
+    lambda output, maps, window: image_score(maps, window=window), None
+  ),
+  # The second stage of Božič et al.
+  'decision': ImageScore(
+    lambda output, maps, window: _probability(output.decision), 'decision'
+  ),
+}
+
+
 def map_and_score(
   output: Output,
   image: Float[Array, 'b h w 3'],
   *,
   map_name: str,
   window: int,
+  image_score_name: str = 'window',
 ) -> tuple[Float[Array, 'b h w'], Float[Array, 'b']]:
   """The anomaly maps of a batch and the scores of its images.
 
@@ -117,10 +157,15 @@ def map_and_score(
     image: what they saw, in [0, 1].
     map_name: a key of `MAPS`.
     window: the side of the square averaged over.
+    image_score_name: a key of `IMAGE_SCORES`.
   """
   maps = MAPS[map_name].compute(output, image)
+  way = IMAGE_SCORES[image_score_name]
+  score = lambda maps: way.compute(output, maps, window)
+  if way.reads:
+    return maps, score(maps)
   # One by one: a product of matrices rounds as the batch's shape wants it.
-  return maps, jax.lax.map(lambda each: image_score(each, window=window), maps)
+  return maps, jax.lax.map(score, maps)
 
 
 def window_mean(

@@ -300,8 +300,8 @@ MUTANTS = (
   Mutant(
     'loss: the weights are ignored',
     'losses.py',
-    'total = sum(weights[name] * value for name, value in terms.items())',
-    'total = sum(terms.values())',
+    'weights[name] * factors.get(name, 1) * value',
+    'factors.get(name, 1) * value',
     _LOSSES,
   ),
   Mutant(

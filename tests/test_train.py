@@ -223,7 +223,9 @@ def test_the_step_learns_one_batch():
   optimizer = train.make_optimizer(lambda step: 3e-3)
   update = jax.jit(
     train_step.make_update(
-      trainer.model, optimizer, train.make_recipe(trainer.config)
+      trainer.model,
+      optimizer,
+      train.make_recipe(trainer.config, trainer.num_steps),
     )
   )
   state = trainer.init_state().replace(step=jnp.int32(0))

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from draem_jax.data.images import resize_bilinear
 from draem_jax.errors import UserError
 from draem_jax.networks import folding, models
-from draem_jax.score import map_and_score
+from draem_jax.score import IMAGE_SCORES, map_and_score
 from draem_jax.workdir import claim
 from draem_jax.workdir.thresholds import FILE as THRESHOLDS_FILE
 from draem_jax.workdir.thresholds import Thresholds, read_thresholds
@@ -65,6 +65,7 @@ class Detector:
     image_size: pixels a side at which the networks see every image.
     score_window: pixels a side of the mean filter of the image score.
     score_map: how maps are made, a key of `score.MAPS`.
+    score_image: how images are scored, a key of `score.IMAGE_SCORES`.
     thresholds: None until they are chosen.
     batch_size: images a call of the networks.
   """
@@ -77,6 +78,7 @@ class Detector:
     image_size: int,
     score_window: int,
     score_map: str = 'softmax',
+    score_image: str = 'window',
     thresholds: Thresholds | None = None,
     batch_size: int = 16,
   ):
@@ -87,6 +89,7 @@ class Detector:
     self.image_size = image_size
     self.score_window = score_window
     self.score_map = score_map
+    self.score_image = score_image
     self.thresholds = thresholds
     self.batch_size = batch_size
 
@@ -98,7 +101,11 @@ class Detector:
       images = images.astype(jnp.float32) / 255
       output = model.apply(variables, images, train=False)
       maps, scores = map_and_score(
-        output, images, map_name=score_map, window=score_window
+        output,
+        images,
+        map_name=score_map,
+        window=score_window,
+        image_score_name=score_image,
       )
       return output.reconstruction, maps, scores
 
@@ -132,6 +139,7 @@ class Detector:
       image_size=config['image_size'],
       score_window=config['score_window'],
       score_map=config['score']['map'],
+      score_image=config['score']['image'],
       thresholds=read_thresholds(workdir),
       batch_size=batch_size or config['eval']['batch_size'],
     )
@@ -144,7 +152,8 @@ class Detector:
     Args:
       image: an image is anomalous when its score is greater.
       pixel: in an anomalous image a pixel is anomalous when its map value is
-        greater. If not given it stays, unless it would be above that of images.
+        greater. If not given it stays, unless scores are means of map values
+        and it would be above that of images.
 
     Raises:
       UserError: if a threshold is not in [0, 1], or there is none for images.
@@ -157,7 +166,7 @@ class Detector:
     old = self.thresholds
     image = old.image if image is None else image
     if pixel is None:
-      pixel = image if old is None else min(old.pixel, image)
+      pixel = image if old is None else self._cap(old.pixel, image)
     changed = copy.copy(self)
     changed.thresholds = Thresholds(
       image=image,
@@ -185,6 +194,8 @@ class Detector:
   def fingerprint(self) -> str:
     """Eight hex digits that tell these scores from those of another run."""
     sizes = f'{self.image_size} {self.score_map} {self.score_window}'
+    if not self._scores_by_map:
+      sizes += f' {self.score_image}'
     checksum = zlib.crc32(sizes.encode())
     for leaf in jax.tree.leaves(self.variables):
       checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
@@ -238,9 +249,9 @@ class Detector:
   ) -> Thresholds:
     """Chooses, and from now on uses, thresholds from good images.
 
-    The threshold of pixels is at most that of images, which is one of mean map
-    values. While the maps of a briefly trained run are still soft, the quantile
-    of the pixels alone would leave but the core of each defect.
+    Where scores are means of map values, the threshold of pixels is at most
+    that of images. While the maps of a briefly trained run are still soft, the
+    quantile of the pixels alone would leave but the core of each defect.
 
     Args:
       good_images: uint8 [n, image_size, image_size, 3], without anomalies.
@@ -256,7 +267,7 @@ class Detector:
     pixel = float(np.quantile(np.concatenate(maps), pixel_quantile))
     self.thresholds = Thresholds(
       image=image,
-      pixel=min(pixel, image),
+      pixel=self._cap(pixel, image),
       source=source,
       quantile=quantile,
       pixel_quantile=pixel_quantile,
@@ -286,8 +297,18 @@ class Detector:
     if not mask.any():
       # A faint but wide anomaly. The score is a mean of map values, so some
       # reach it, unless resizing has flattened the only peak.
-      mask = anomaly_map >= min(score, anomaly_map.max())
+      peak = anomaly_map.max()
+      mask = anomaly_map >= (min(score, peak) if self._scores_by_map else peak)
     return mask
+
+  @property
+  def _scores_by_map(self) -> bool:
+    """Whether a score is a mean of map values, and so of their scale."""
+    return IMAGE_SCORES[self.score_image].reads is None
+
+  def _cap(self, pixel: float, image: float) -> float:
+    """The threshold of pixels, not above that of images if they compare."""
+    return min(pixel, image) if self._scores_by_map else pixel
 
   def __call__(
     self,

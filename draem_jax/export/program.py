@@ -15,7 +15,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Num, UInt8
 
-from draem_jax import score as score_lib
 from draem_jax.detection.detector import Detector, resize_map
 
 INPUT = 'images'
@@ -34,7 +33,7 @@ Size = SupportsInt
 
 
 def make_program(
-  find_map: Callable[[Float[Array, 'b s s 3']], Float[Array, 'b s s']],
+  look: Callable[[Float[Array, 'b s s 3']], MapAndScore],
   detector: Detector,
   *,
   channel_order: str,
@@ -42,7 +41,7 @@ def make_program(
   """Puts preprocessing, networks, map and score in a row.
 
   Args:
-    find_map: the networks and the map, from prepared images in [0, 1].
+    look: networks, map and score, from prepared images in [0, 1].
     detector: which else the program shall do as.
     channel_order: of the images that the program shall expect.
 
@@ -51,15 +50,14 @@ def make_program(
     [b h w] and the score [b], both in [0, 1]. It can be traced with symbolic
     b, h and w.
   """
-  size, window = detector.image_size, detector.score_window
+  size = detector.image_size
 
   def predict(images: Images) -> MapAndScore:
     _, height, width, _ = images.shape
     if channel_order == 'bgr':
       images = jnp.take(images, np.array([2, 1, 0]), axis=3)
     prepared = jnp.floor(resize(images, (size, size)) + 0.5)
-    anomaly_map = find_map(prepared / 255)
-    score = score_lib.image_score(anomaly_map, window=window)
+    anomaly_map, score = look(prepared / 255)
     return resize(anomaly_map, (height, width)), score
 
   return predict
@@ -117,6 +115,7 @@ def describe(
     'channel_order': channel_order,
     'image_size': detector.image_size,
     'score_map': detector.score_map,
+    'score_image': detector.score_image,
     'score_window': detector.score_window,
     'image_threshold': thresholds and thresholds.image,
     'pixel_threshold': thresholds and thresholds.pixel,

@@ -66,13 +66,13 @@ def write(
 def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
   """The program, for any number of images of any size."""
 
-  def find_map(images: Float[Array, 'b s s 3']) -> Float[Array, 'b s s']:
+  def look(images: Float[Array, 'b s s 3']) -> program.MapAndScore:
     output = detector.model.apply(detector.folded, images, train=False)
-    return score.MAPS[detector.score_map].compute(output, images)
+    maps = score.MAPS[detector.score_map].compute(output, images)
+    way = score.IMAGE_SCORES[detector.score_image]
+    return maps, way.compute(output, maps, detector.score_window)
 
-  predict = program.make_program(
-    find_map, detector, channel_order=channel_order
-  )
+  predict = program.make_program(look, detector, channel_order=channel_order)
   return jax.export.export(jax.jit(predict), platforms=_PLATFORMS)(
     program.symbolic_images()
   )

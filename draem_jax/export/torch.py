@@ -29,7 +29,7 @@ def write(
     if network not in detector.variables['params']:
       raise UserError(
         f'--format=torch needs a {network} network, which the run has not: take'
-        ' --format=onnx'
+        ' --format=onnx or --format=stablehlo'
       )
   output.mkdir(parents=True, exist_ok=True)
   name = f'DRAEM_{category}_'

@@ -1,5 +1,7 @@
 """The two networks of DRÆM, together and alone (sections 3.1 and 3.2).
 
+And, by the same interface, the network of table 3 that it is compared with.
+
 Images are `[b h w 3]` in [0, 1]; height and width are multiples of 32. A
 network's variables are `{'params': ..., 'batch_stats': ...}`; in training call
 `apply` with `mutable=['batch_stats']` to receive the new running statistics.
@@ -18,6 +20,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from draem_jax.networks import bozic
 from draem_jax.networks.convolution import conv3x3
 from draem_jax.networks.layers import (
   batch_normalize,
@@ -37,10 +40,14 @@ class Output:
   Attributes:
     reconstruction: the image without its anomalies, about in [0, 1].
     logits: normal (channel 0) against anomalous (channel 1), for each pixel.
+    segmentation: logits of being anomalous about every eighth pixel.
+    decision: the logit of there being an anomaly in the image.
   """
 
   reconstruction: Float[Array | np.ndarray, 'b h w 3'] | None
   logits: Float[Array | np.ndarray, 'b h w 2'] | None
+  segmentation: Float[Array | np.ndarray, 'b rows columns'] | None = None
+  decision: Float[Array | np.ndarray, 'b'] | None = None
 
 
 class ConvNormRelu(nn.Module):
@@ -260,10 +267,32 @@ class Reconstructive(Networks):
     return Output(self.reconstructive(image, train=train), None)
 
 
+class Bozic(Networks):
+  """The two-stage network of Božič et al. (table 3): see `bozic`.
+
+  Its channels follow `discriminative_width`; the other width is not used.
+  """
+
+  outputs = ('segmentation', 'decision')
+
+  def setup(self):
+    """Builds both stages."""
+    self.segmentation = bozic.SegmentationNetwork(
+      self.discriminative_width, dtype=self.dtype, param_dtype=self.param_dtype
+    )
+    self.decision = bozic.DecisionNetwork(param_dtype=self.param_dtype)
+
+  def run(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
+    features, logits = self.segmentation(image)
+    decision = self.decision(features, logits)
+    return Output(None, None, segmentation=logits[..., 0], decision=decision)
+
+
 MODELS: dict[str, type[Networks]] = {
   'draem': Draem,
   'discriminative': Discriminative,
   'reconstructive': Reconstructive,
+  'bozic': Bozic,
 }
 
 

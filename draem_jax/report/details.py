@@ -19,6 +19,7 @@ _READ_FIELDS = (
   'data.textures',
   'eval.mask_threshold',
   'score.map',
+  'score.image',
   'score_window',
 )
 # Chance and places, which are no part of a recipe.
@@ -36,6 +37,11 @@ _BEST_RATES = {
   'best_f1_true_negative_rate': 'true negative rate',
   'best_f1_accuracy': 'accuracy',
   'best_f1': 'F1',
+}
+# The networks that are not called like the one width they have.
+_WIDTHS = {
+  'draem': ('reconstructive', 'discriminative'),
+  'bozic': ('discriminative',),
 }
 _EPOCHS, _STEPS = 'num_epochs', 'num_steps'
 _TEXTURES = 'data.textures'
@@ -237,10 +243,11 @@ def _networks(config: Mapping[str, Any]) -> str:
   size = config['image_size']
   name = config.get('model.name', 'draem')
   # DRÆM is the two together; a network alone is called what it is.
+  used = _WIDTHS.get(name, (name,))
   widths = [
     f'width {config[field]} ({part})'
     for part in ('reconstructive', 'discriminative')
-    if name in ('draem', part) and (field := f'model.{part}_width') in config
+    if part in used and (field := f'model.{part}_width') in config
   ]
   parts = [f'{name}, images of {size} × {size} pixels', ' and '.join(widths)]
   return ', '.join(filter(None, [*parts, config.get('dtype')]))

@@ -63,13 +63,14 @@ def init_state(
   def init(key: Key[Array, '']) -> TrainState:
     # No parameter depends on the size, and a small image compiles sooner.
     image = jnp.zeros((1, 32, 32, 3))
-    variables = model.init(key, image, train=False)
+    # Networks may have no running statistics.
+    variables = {'batch_stats': {}, **model.init(key, image, train=False)}
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=variables['params'],
       batch_stats=variables['batch_stats'],
       opt_state=optimizer.init(variables['params']),
-      ema=dict(variables) if ema else None,
+      ema=variables if ema else None,
     )
 
   # Threefry, drawn once for each of 150 arrays, takes XLA most of a minute to
@@ -99,11 +100,15 @@ class Recipe(NamedTuple):
     weights: the weights of the loss's terms, see `losses.training_loss`.
     data_range: L of SSIM, see there.
     ema: what the average of the variables keeps in a step; 0: there is none.
+    schedule: how the weights shift, a key of `losses.SCHEDULES`.
+    num_steps: how many there are, for the schedule.
   """
 
   weights: Mapping[str, float]
   data_range: losses.DataRange
   ema: float = 0.0
+  schedule: str = 'constant'
+  num_steps: int = 1
 
 
 def make_train_step(
@@ -167,7 +172,11 @@ def make_update(
     state: TrainState, example: simulate.Example
   ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
     seen, gradients = loss_and_gradients(
-      model, state.variables, example, recipe
+      model,
+      state.variables,
+      example,
+      recipe,
+      progress=state.step / recipe.num_steps,
     )
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
@@ -220,6 +229,7 @@ def loss_and_gradients(
   variables: Mapping[str, Any],
   example: simulate.Example,
   recipe: Recipe,
+  progress: Float[Array, ''] | float = 0.0,
 ) -> tuple[Seen, PyTree[Float[Array, '...']]]:
   """Differentiates the loss of a batch by the parameters.
 
@@ -231,6 +241,7 @@ def loss_and_gradients(
     variables: their parameters and running statistics.
     example: the batch.
     recipe: the loss.
+    progress: the share of the training that is done.
 
   Returns:
     What the networks made of the batch, and the gradients.
@@ -249,8 +260,10 @@ def loss_and_gradients(
       example.mask,
       weights=recipe.weights,
       data_range=recipe.data_range,
+      factors=losses.SCHEDULES[recipe.schedule](progress),
     )
-    return loss, Seen(output, updates['batch_stats'], loss, terms)
+    batch_stats = updates.get('batch_stats', {})
+    return loss, Seen(output, batch_stats, loss, terms)
 
   gradients, seen = jax.grad(loss_fn, has_aux=True)(variables['params'])
   return seen, gradients

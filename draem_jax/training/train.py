@@ -37,9 +37,16 @@ _log = logging.getLogger(__name__)
 _AGREE_EVERY = 10  # Steps.
 
 
-def make_recipe(config: Mapping[str, Any]) -> Recipe:
-  """The loss and the average that `config` describes."""
-  return Recipe(**config['loss'], ema=config['ema'])
+def make_recipe(config: Mapping[str, Any], num_steps: int) -> Recipe:
+  """The loss and the average that `config` describes.
+
+  Args:
+    config: the run's config.
+    num_steps: how many steps the run has.
+  """
+  return Recipe(
+    **config['loss'], ema=config['ema'], num_steps=max(num_steps, 1)
+  )
 
 
 def save_imported(
@@ -98,8 +105,17 @@ def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
   )
 
 
-def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
-  """Adam with PyTorch's defaults, as the release uses it."""
+def make_optimizer(
+  schedule: optax.Schedule, name: str = 'adam'
+) -> optax.GradientTransformation:
+  """Adam with PyTorch's defaults, as the release uses it, or plain SGD.
+
+  Args:
+    schedule: the learning rate by step.
+    name: 'adam' or 'sgd', which is without momentum.
+  """
+  if name == 'sgd':
+    return optax.sgd(schedule)
   return optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)
 
 
@@ -137,7 +153,7 @@ class Trainer:
     self.options = Options(**config['simulator'])
     self.num_steps = count_steps(config, len(images))
     self.schedule = make_schedule(config, self.num_steps)
-    self.optimizer = make_optimizer(self.schedule)
+    self.optimizer = make_optimizer(self.schedule, config['optimizer'])
     self.images, self.textures = images, textures
     self._everywhere = devices.replicated(self.mesh)
     # On a device of this process alone: a thread asks when it likes.
@@ -149,7 +165,7 @@ class Trainer:
     step = make_train_step(
       self.model,
       self.optimizer,
-      make_recipe(config),
+      make_recipe(config, self.num_steps),
       self.options,
       mesh=self.mesh,
     )

@@ -51,6 +51,16 @@ def segmentation_map(
   return bozic.enlarge(_probability(output.segmentation))
 
 
+def riad_map(
+  output: Output, image: Float[Array, 'b h w 3']
+) -> Float[Array, 'b h w']:
+  """The MSGMS distance of image and restoration, the mean over these (RIAD)."""
+  distances = jax.vmap(losses.msgms_distance, in_axes=(0, None))(
+    output.restorations, image
+  )
+  return jnp.clip(distances.mean(axis=0), 0, 1)
+
+
 class Map(NamedTuple):
   """A way to make an anomaly map.
 
@@ -58,10 +68,13 @@ class Map(NamedTuple):
     compute: the function of output and image [b h w 3] in [0, 1] that gives
       the map [b h w], in [0, 1].
     reads: what it reads of the output: the name of a field.
+    is_smoothed: whether the map is what becomes of `compute` by the mean filter
+      of the score, rather than that filter being for the score alone.
   """
 
   compute: Callable[..., Float[Array, 'b h w']]
   reads: str
+  is_smoothed: bool = False
 
 
 MAPS = {
@@ -69,6 +82,7 @@ MAPS = {
   'ssim': Map(ssim_map, 'reconstruction'),
   'msgms': Map(msgms_map, 'reconstruction'),
   'segmentation': Map(segmentation_map, 'segmentation'),
+  'riad': Map(riad_map, 'restorations', is_smoothed=True),
 }
 
 
@@ -94,12 +108,26 @@ def image_score(
 
   Args:
     anomaly_map: the maps, in [0, 1].
-    window: the side of the square averaged over, odd. Beyond the border the
-      map counts as 0, so that the mean is always over `window**2` values
-      (section 3.4 leaves the border open; this is the release's choice).
+    window: see `local_means`.
 
   Returns:
     Scores in [0, 1].
+  """
+  return local_means(anomaly_map, window=window).max(axis=(-2, -1))
+
+
+def local_means(
+  anomaly_map: Float[Array | np.ndarray, '*b h w'],
+  *,
+  window: int,
+) -> Float[Array, '*b h w']:
+  """Averages maps over a square around each pixel.
+
+  Args:
+    anomaly_map: the maps, in [0, 1].
+    window: the side of the square averaged over, odd. Beyond the border the
+      map counts as 0, so that the mean is always over `window**2` values
+      (section 3.4 leaves the border open; this is the release's choice).
 
   Raises:
     ValueError: `window` is even or not positive.
@@ -107,37 +135,68 @@ def image_score(
   if window < 1 or window % 2 == 0:
     raise ValueError(f'window is {window}; it must be odd and positive')
   height, width = anomaly_map.shape[-2:]
-  means = jnp.einsum(
+  return jnp.einsum(
     'ih,...hw,jw->...ij',
     window_mean(height, window, anomaly_map.dtype),
     anomaly_map,
     window_mean(width, window, anomaly_map.dtype),
     precision=lax.Precision.HIGHEST,
   )
-  return means.max(axis=(-2, -1))
+
+
+def make_map(
+  output: Output,
+  image: Float[Array, 'b h w 3'],
+  *,
+  map_name: str,
+  window: int,
+) -> Float[Array, 'b h w']:
+  """The anomaly maps of a batch; the arguments are those of `map_and_score`."""
+  way = MAPS[map_name]
+  maps = way.compute(output, image)
+  if not way.is_smoothed:
+    return maps
+  # One by one: a product of matrices rounds as the batch's shape wants it.
+  return lax.map(lambda each: local_means(each, window=window), maps)
+
+
+def score_map(
+  anomaly_map: Float[Array | np.ndarray, '*b h w'],
+  *,
+  map_name: str,
+  window: int,
+) -> Float[Array, '*b']:
+  """Scores images by maps of `make_map`.
+
+  Args:
+    anomaly_map: the maps, in [0, 1].
+    map_name: a key of `MAPS`: how they were made.
+    window: the side of the square averaged over.
+  """
+  if MAPS[map_name].is_smoothed:
+    return anomaly_map.max(axis=(-2, -1))
+  return image_score(anomaly_map, window=window)
 
 
 class ImageScore(NamedTuple):
   """A way to score images.
 
   Attributes:
-    compute: the function of output, maps [*b h w] and window that gives the
-      scores [*b], in [0, 1].
-    reads: what it reads of the output: the name of a field, or None if it goes
-      by the maps alone, so that scores and map values are of one scale.
+    compute: the function of the output that gives the scores [*b], in [0, 1];
+      None if `score_map` does it, so that scores and map values are of one
+      scale.
+    reads: what it reads of the output: the name of a field, or None.
   """
 
-  compute: Callable[..., Float[Array, '*b']]
+  compute: Callable[[Output], Float[Array, '*b']] | None
   reads: str | None
 
 
 IMAGE_SCORES = {
-  'window': ImageScore(
-    lambda output, maps, window: image_score(maps, window=window), None
-  ),
+  'window': ImageScore(None, None),
   # The second stage of Božič et al.
   'decision': ImageScore(
-    lambda output, maps, window: _probability(output.decision), 'decision'
+    lambda output: _probability(output.decision), 'decision'
   ),
 }
 
@@ -159,13 +218,14 @@ def map_and_score(
     window: the side of the square averaged over.
     image_score_name: a key of `IMAGE_SCORES`.
   """
-  maps = MAPS[map_name].compute(output, image)
+  maps = make_map(output, image, map_name=map_name, window=window)
   way = IMAGE_SCORES[image_score_name]
-  score = lambda maps: way.compute(output, maps, window)
-  if way.reads:
-    return maps, score(maps)
+  if way.compute:
+    return maps, way.compute(output)
   # One by one: a product of matrices rounds as the batch's shape wants it.
-  return maps, jax.lax.map(score, maps)
+  return maps, lax.map(
+    lambda each: score_map(each, map_name=map_name, window=window), maps
+  )
 
 
 def window_mean(

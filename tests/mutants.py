@@ -237,7 +237,8 @@ MUTANTS = (
     'networks: a gradient is stopped between the two',
     'networks/models.py',
     'joined = jnp.concatenate([reconstruction, image], axis=-1)',
-    'joined = jnp.concatenate([lax.stop_gradient(reconstruction), image], -1)',
+    'still = jax.lax.stop_gradient(reconstruction)\n'
+    '    joined = jnp.concatenate([still, image], axis=-1)',
     f'{_MODELS} -k gradients_agree',
   ),
   Mutant(
@@ -249,14 +250,14 @@ MUTANTS = (
   ),
   Mutant(
     'batch norm: the biased variance is kept',
-    'networks/models.py',
+    'networks/blocks.py',
     'var * (n / (n - 1))',
     'var * 1.0',
     f'{_MODELS} -k statistics',
   ),
   Mutant(
     'batch norm: the average keeps 0.99',
-    'networks/models.py',
+    'networks/blocks.py',
     '_KEEP = 0.9  #',
     '_KEEP = 0.99  #',
     f'{_MODELS} -k statistics',

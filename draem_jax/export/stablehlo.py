@@ -68,9 +68,18 @@ def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
 
   def look(images: Float[Array, 'b s s 3']) -> program.MapAndScore:
     output = detector.model.apply(detector.folded, images, train=False)
-    maps = score.MAPS[detector.score_map].compute(output, images)
+    maps = score.make_map(
+      output,
+      images,
+      map_name=detector.score_map,
+      window=detector.score_window,
+    )
     way = score.IMAGE_SCORES[detector.score_image]
-    return maps, way.compute(output, maps, detector.score_window)
+    if way.compute:
+      return maps, way.compute(output)
+    return maps, score.score_map(
+      maps, map_name=detector.score_map, window=detector.score_window
+    )
 
   predict = program.make_program(look, detector, channel_order=channel_order)
   return jax.export.export(jax.jit(predict), platforms=_PLATFORMS)(

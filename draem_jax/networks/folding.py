@@ -51,13 +51,13 @@ def _fold(
 
 def _fold_layer(
   *,
-  kernel: Float[np.ndarray, '3 3 c d'],
+  kernel: Float[np.ndarray, 'k k c d'],
   bias: Float[np.ndarray, 'd'],
   norm_scale: Float[np.ndarray, 'd'],
   norm_bias: Float[np.ndarray, 'd'],
   mean: Float[np.ndarray, 'd'],
   var: Float[np.ndarray, 'd'],
-) -> dict[str, Float[np.ndarray, '3 3 c d'] | Float[np.ndarray, 'd']]:
+) -> dict[str, Float[np.ndarray, 'k k c d'] | Float[np.ndarray, 'd']]:
   factor = np.float64(norm_scale) / np.sqrt(np.float64(var) + layers.EPSILON)
   bias = (np.float64(bias) - mean) * factor + norm_bias
   return {

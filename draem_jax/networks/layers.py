@@ -76,6 +76,57 @@ def _batch_normalize_backward(residuals, cotangents):
 batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
 
 
+def halve4x4(
+  x: Float[Array, 'b h w c'], kernel: Float[Array, '4 4 c d']
+) -> Float[Array, 'b h/2 w/2 d']:
+  """Convolves with stride 2 and one row or column of zeros at each border.
+
+  Args:
+    x: what to convolve; height and width are even.
+    kernel: of the dtype of `x`.
+  """
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=(2, 2),
+    padding=((1, 1), (1, 1)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+@jax.custom_vjp
+def double4x4(
+  x: Float[Array, 'b h w c'], kernel: Float[Array, '4 4 c d']
+) -> Float[Array, 'b 2*h 2*w d']:
+  """The transposed convolution: what `halve4x4` is the gradient of.
+
+  PyTorch's `ConvTranspose2d(kernel_size=4, stride=2, padding=1)`, but for the
+  order of the kernel's axes.
+
+  Args:
+    x: what to enlarge.
+    kernel: of the dtype of `x`.
+  """
+  batch, height, width, _ = x.shape
+  y = jnp.zeros((batch, 2 * height, 2 * width, kernel.shape[-1]), x.dtype)
+  halve = lambda y: halve4x4(y, kernel.swapaxes(2, 3))
+  return jax.linear_transpose(halve, y)(x)[0]
+
+
+def _double4x4_transpose(residuals, y):
+  # Derived automatically, that of the kernel would take a CPU a hundred times
+  # as long.
+  x, kernel = residuals
+  kernel = kernel.swapaxes(2, 3)
+  transpose = jax.linear_transpose(lambda kernel: halve4x4(y, kernel), kernel)
+  return halve4x4(y, kernel), transpose(x)[0].swapaxes(2, 3)
+
+
+double4x4.defvjp(
+  lambda x, kernel: (double4x4(x, kernel), (x, kernel)), _double4x4_transpose
+)
+
+
 def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h/2 w/2 c']:
   """Takes the maximum of each square of 2x2 pixels."""
   # The gradient of a windowed maximum would take five times as long on a CPU.

@@ -1,4 +1,4 @@
-"""The two networks of DRÆM, together and alone (sections 3.1 and 3.2).
+"""The two networks of DRÆM, together and alone, and those beside them.
 
 And, by the same interface, the network of table 3 that it is compared with.
 
@@ -16,21 +16,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from draem_jax.networks import bozic
-from draem_jax.networks.convolution import conv3x3
-from draem_jax.networks.layers import (
-  batch_normalize,
-  max_pool,
-  normalize,
-  upsample,
-)
+from draem_jax.networks import bozic, riad
+from draem_jax.networks.blocks import Conv, ConvNormRelu, computation_dtype
+from draem_jax.networks.layers import max_pool, upsample
 
 _STRIDE = 32  # Five poolings in the discriminative encoder.
-_KEEP = 0.9  # What a running average keeps of its old value in one step.
 
 
 @flax.struct.dataclass
@@ -42,78 +35,14 @@ class Output:
     logits: normal (channel 0) against anomalous (channel 1), for each pixel.
     segmentation: logits of being anomalous about every eighth pixel.
     decision: the logit of there being an anomaly in the image.
+    restorations: several reconstructions of the image, each by other means.
   """
 
   reconstruction: Float[Array | np.ndarray, 'b h w 3'] | None
   logits: Float[Array | np.ndarray, 'b h w 2'] | None
   segmentation: Float[Array | np.ndarray, 'b rows columns'] | None = None
   decision: Float[Array | np.ndarray, 'b'] | None = None
-
-
-class ConvNormRelu(nn.Module):
-  """3x3 convolution, batch norm and ReLU.
-
-  Statistics and normalization are computed in float32 at least, whatever the
-  computation's dtype; parameters and running averages have `param_dtype`.
-  Under jit a batch sharded over devices is normalized as one batch.
-  """
-
-  features: int
-  dtype: DTypeLike | None = None
-  param_dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, x: Float[Array, 'b h w c'], *, train: bool
-  ) -> Float[Array, 'b h w d']:
-    """Returns the activations, in the dtype of `x`."""
-    kernel, conv_bias = _conv_params(self, x.shape[-1], self.features)
-    if not train and self._is_folded():
-      return nn.relu(_convolve(x, kernel, conv_bias)).astype(x.dtype)
-    shape, param_dtype = (self.features,), self.param_dtype
-    scale = self.param('norm_scale', _normal(1.0), shape, param_dtype)
-    bias = self.param('norm_bias', nn.initializers.zeros, shape, param_dtype)
-    running_mean = self.variable(
-      'batch_stats', 'mean', jnp.zeros, shape, param_dtype
-    )
-    running_var = self.variable(
-      'batch_stats', 'var', jnp.ones, shape, param_dtype
-    )
-
-    x = conv3x3(x, kernel.astype(x.dtype))
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    # The convolution's bias would cancel in the normalization. Left out, it has
-    # the gradient zero, not rounding noise that Adam blows up to full steps.
-    guess = (running_mean.value - conv_bias).astype(dtype)
-    scale, bias = scale.astype(dtype), bias.astype(dtype)
-    if not train:
-      var = running_var.value.astype(dtype)
-      return normalize(x, guess, var, scale, bias)
-    y, mean, var = batch_normalize(x, scale, bias, guess)
-    if not self.is_initializing():
-      n = x.size // self.features
-      _keep_average(running_mean, mean + conv_bias)
-      _keep_average(running_var, var * (n / (n - 1)))
-    return y
-
-  def _is_folded(self) -> bool:
-    """Whether the variables are those of `folding.fold`."""
-    has_norm = self.has_variable('params', 'norm_scale')
-    return not has_norm and not self.is_initializing()
-
-
-class Conv(nn.Module):
-  """3x3 convolution with bias; the result is float32 at least."""
-
-  features: int
-  dtype: DTypeLike | None = None
-  param_dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w d']:
-    """Returns the convolution of `x`."""
-    kernel, bias = _conv_params(self, x.shape[-1], self.features)
-    return _convolve(x, kernel, bias)
+  restorations: Float[Array | np.ndarray, 'k b h w 3'] | None = None
 
 
 class ReconstructiveSubNetwork(nn.Module):
@@ -130,7 +59,7 @@ class ReconstructiveSubNetwork(nn.Module):
     """Returns the reconstruction, float32 or float64."""
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     w = self.width
-    x = image.astype(_computation_dtype(image, self))
+    x = image.astype(computation_dtype(image, self))
     for i, features in enumerate((w, 2 * w, 4 * w, 8 * w, 8 * w), start=1):
       x = max_pool(x) if i > 1 else x
       for j in (1, 2):
@@ -165,7 +94,7 @@ class DiscriminativeSubNetwork(nn.Module):
     """
     types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
     w = self.width
-    x = images.astype(_computation_dtype(images, self))
+    x = images.astype(computation_dtype(images, self))
     skips = []
     encoder = (w, 2 * w, 4 * w, 8 * w, 8 * w, 8 * w)
     for i, features in enumerate(encoder, start=1):
@@ -194,6 +123,8 @@ class Networks(nn.Module):
       Parameters, batch statistics and outputs stay float32 under bfloat16.
     param_dtype: of the parameters and running averages.
     outputs: the fields of `Output` that these networks give.
+    samples_masks: whether they sample masks in training, and then take their
+      key as `rngs={'masks': key}`.
   """
 
   reconstructive_width: int = 128
@@ -202,6 +133,7 @@ class Networks(nn.Module):
   param_dtype: DTypeLike = jnp.float32
 
   outputs: ClassVar[tuple[str, ...]] = ()
+  samples_masks: ClassVar[bool] = False
 
   def setup(self):
     """Builds the sub-networks that the outputs need."""
@@ -288,11 +220,59 @@ class Bozic(Networks):
     return Output(None, None, segmentation=logits[..., 0], decision=decision)
 
 
+class Riad(Networks):
+  """RIAD, which restores each part of an image from the rest (`riad`).
+
+  In training there are no `restorations`: the reconstruction is by one size of
+  cells, sampled for the batch. Otherwise there is one by each of `riad.CELLS`,
+  by masks that are always the same, and the reconstruction is their mean.
+  """
+
+  outputs = ('reconstruction', 'restorations')
+  samples_masks = True
+
+  def setup(self):
+    """Builds the one network."""
+    self.inpainting = riad.InpaintingSubNetwork(
+      self.reconstructive_width, self.dtype, self.param_dtype
+    )
+
+  def run(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
+    if self.is_initializing():
+      # All passes share the parameters of one.
+      return Output(self.inpainting(image, train=train), None)
+    size = image.shape[1:3]
+    if train:
+      split = riad.sample_split(self.make_rng('masks'), size)
+      return Output(riad.restore(self._one_by_one, image, split), None)
+    restorations = jnp.stack(
+      [
+        riad.restore(self._joined, image, split)
+        for split in riad.scoring_splits(size)
+      ]
+    )
+    return Output(restorations.mean(axis=0), None, restorations=restorations)
+
+  def _one_by_one(
+    self, images: Float[Array, 'n b h w 3']
+  ) -> Float[Array, 'n b h w 3']:
+    """Restores in training: no batch statistics tell of what is hidden."""
+    return jnp.stack([self.inpainting(each, train=True) for each in images])
+
+  def _joined(
+    self, images: Float[Array, 'n b h w 3']
+  ) -> Float[Array, 'n b h w 3']:
+    """Restores otherwise, in one pass."""
+    joined = images.reshape(-1, *images.shape[2:])
+    return self.inpainting(joined, train=False).reshape(images.shape)
+
+
 MODELS: dict[str, type[Networks]] = {
   'draem': Draem,
   'discriminative': Discriminative,
   'reconstructive': Reconstructive,
   'bozic': Bozic,
+  'riad': Riad,
 }
 
 
@@ -326,46 +306,3 @@ def _check_shape(shape: tuple[SupportsInt, ...], *, train: bool) -> None:
       f'batch norm needs more than one value: train on more than one '
       f'{height}x{width} image at a time'
     )
-
-
-def _computation_dtype(image: Array, module: nn.Module) -> DTypeLike:
-  return module.dtype or jnp.promote_types(image.dtype, module.param_dtype)
-
-
-def _normal(mean: float) -> nn.initializers.Initializer:
-  """N(mean, 0.02), as the release initializes."""
-
-  def init(key, shape, dtype=jnp.float32):
-    return mean + 0.02 * jax.random.normal(key, shape, dtype)
-
-  return init
-
-
-def _conv_params(
-  module: nn.Module, inputs: int, features: int
-) -> tuple[Float[Array, '3 3 {inputs} {features}'], Float[Array, '{features}']]:
-  """Declares the kernel and the bias of a convolution."""
-
-  def bias_init(key, shape, dtype):
-    bound = (9 * inputs) ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  shape = (3, 3, inputs, features)
-  kernel = module.param('kernel', _normal(0.0), shape, module.param_dtype)
-  bias = module.param('bias', bias_init, (features,), module.param_dtype)
-  return kernel, bias
-
-
-def _convolve(
-  x: Float[Array, 'b h w c'],
-  kernel: Float[Array, '3 3 c d'],
-  bias: Float[Array, 'd'],
-) -> Float[Array, 'b h w d']:
-  """Convolves in the dtype of `x`, adds the bias in float32 at least."""
-  x = conv3x3(x, kernel.astype(x.dtype))
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32)) + bias
-
-
-def _keep_average(average: nn.Variable, value: Float[Array, 'c']) -> None:
-  new = _KEEP * average.value + (1 - _KEEP) * lax.stop_gradient(value)
-  average.value = new.astype(average.value.dtype)

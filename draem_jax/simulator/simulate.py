@@ -110,6 +110,8 @@ def simulate_steps(
   image = rotate_image(
     keys['rotation'], image.astype(jnp.float32) / 255, options
   )
+  if not options.anomaly_probability:
+    return Example(image, image, jnp.zeros(image.shape[:2], image.dtype))
   mask = jax.lax.cond(
     presence < options.anomaly_probability,
     lambda: masks.MASKS[options.mask](keys['mask'], shape, options),

@@ -1,4 +1,4 @@
-"""Which images and textures the examples of a step are made of."""
+"""Which images and textures a step is made of, and by which keys."""
 
 import flax.struct
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 # Labels that keep the streams of random numbers of one seed apart.
-_STEP_STREAM, _EPOCH_STREAM = 0, 1
+_STEP_STREAM, _EPOCH_STREAM, _MASKS_STREAM = 0, 1, 2
 
 
 @flax.struct.dataclass
@@ -66,3 +66,14 @@ def sample_batch(
     texture_keys
   )
   return Sample(images=images, textures=textures, keys=example_keys)
+
+
+def masks_key(seed: int, step: Int[Array, ''] | int) -> Key[Array, '']:
+  """The key of the masks that networks sample in a step, one for the batch.
+
+  Args:
+    seed: of the run.
+    step: number of the step, from 0.
+  """
+  run_key = jax.random.key(seed)
+  return jax.random.fold_in(jax.random.fold_in(run_key, _MASKS_STREAM), step)

@@ -15,6 +15,7 @@ from draem_jax import devices, losses
 from draem_jax.networks import models
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
+from draem_jax.training import sampling
 
 # On the devices, on the host, or a shape that stands for it.
 _Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
@@ -102,6 +103,7 @@ class Recipe(NamedTuple):
     ema: what the average of the variables keeps in a step; 0: there is none.
     schedule: how the weights shift, a key of `losses.SCHEDULES`.
     num_steps: how many there are, for the schedule.
+    seed: of the run, for networks that sample masks.
   """
 
   weights: Mapping[str, float]
@@ -109,6 +111,7 @@ class Recipe(NamedTuple):
   ema: float = 0.0
   schedule: str = 'constant'
   num_steps: int = 1
+  seed: int = 0
 
 
 def make_train_step(
@@ -171,12 +174,16 @@ def make_update(
   def update(
     state: TrainState, example: simulate.Example
   ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
+    key = None
+    if model.samples_masks:
+      key = sampling.masks_key(recipe.seed, state.step)
     seen, gradients = loss_and_gradients(
       model,
       state.variables,
       example,
       recipe,
       progress=state.step / recipe.num_steps,
+      key=key,
     )
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
@@ -230,6 +237,7 @@ def loss_and_gradients(
   example: simulate.Example,
   recipe: Recipe,
   progress: Float[Array, ''] | float = 0.0,
+  key: Key[Array, ''] | None = None,
 ) -> tuple[Seen, PyTree[Float[Array, '...']]]:
   """Differentiates the loss of a batch by the parameters.
 
@@ -242,6 +250,7 @@ def loss_and_gradients(
     example: the batch.
     recipe: the loss.
     progress: the share of the training that is done.
+    key: of the networks' masks; None for networks that sample none.
 
   Returns:
     What the networks made of the batch, and the gradients.
@@ -253,6 +262,7 @@ def loss_and_gradients(
       example.augmented,
       train=True,
       mutable=['batch_stats'],
+      rngs=None if key is None else {'masks': key},
     )
     loss, terms = losses.training_loss(
       output,

@@ -38,14 +38,17 @@ _AGREE_EVERY = 10  # Steps.
 
 
 def make_recipe(config: Mapping[str, Any], num_steps: int) -> Recipe:
-  """The loss and the average that `config` describes.
+  """The loss, the average and the seed that `config` describes.
 
   Args:
     config: the run's config.
     num_steps: how many steps the run has.
   """
   return Recipe(
-    **config['loss'], ema=config['ema'], num_steps=max(num_steps, 1)
+    **config['loss'],
+    ema=config['ema'],
+    num_steps=max(num_steps, 1),
+    seed=config['seed'],
   )
 
 
@@ -271,8 +274,11 @@ class Trainer:
     images, textures, keys = self._draw(step, images, textures)
     example = simulate.simulate_batch(keys, images, textures, self.options)
     output = self.model.apply(variables, example.augmented, train=False)
-    anomaly_map = score.MAPS[self.config['score']['map']].compute(
-      output, example.augmented
+    anomaly_map = score.make_map(
+      output,
+      example.augmented,
+      map_name=self.config['score']['map'],
+      window=self.config['score_window'],
     )
     return Preview(example, output.reconstruction, anomaly_map)
 

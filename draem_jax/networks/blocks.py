@@ -1,0 +1,161 @@
+"""The convolutions with parameters that the networks are built of."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from draem_jax.networks.convolution import conv3x3
+from draem_jax.networks.layers import (
+  batch_normalize,
+  double4x4,
+  halve4x4,
+  normalize,
+)
+
+_KEEP = 0.9  # What a running average keeps of its old value in one step.
+
+
+class _Convolution(nn.Module):
+  """A convolution with bias; a subclass says of which kind."""
+
+  features: int
+  dtype: DTypeLike | None = None
+  param_dtype: DTypeLike = jnp.float32
+
+  side: ClassVar[int] = 3  # Of the kernel.
+
+  def convolve(
+    self, x: Float[Array, 'b h w c'], kernel: Float[Array, 'k k c d']
+  ) -> Float[Array, 'b h2 w2 d']:
+    """The convolution without the bias, in the dtype of `x`."""
+    return conv3x3(x, kernel.astype(x.dtype))
+
+  def _declare(
+    self, inputs: int
+  ) -> tuple[Float[Array, 'k k {inputs} d'], Float[Array, 'd']]:
+    """Declares the kernel and the bias."""
+    bound = (self.side**2 * inputs) ** -0.5
+
+    def bias_init(key, shape, dtype):
+      return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    shape = (self.side, self.side, inputs, self.features)
+    kernel = self.param('kernel', _normal(0.0), shape, self.param_dtype)
+    bias = self.param('bias', bias_init, (self.features,), self.param_dtype)
+    return kernel, bias
+
+  def _convolve_and_shift(
+    self,
+    x: Float[Array, 'b h w c'],
+    kernel: Float[Array, 'k k c d'],
+    bias: Float[Array, 'd'],
+  ) -> Float[Array, 'b h2 w2 d']:
+    """Convolves in the dtype of `x`, adds the bias in float32 at least."""
+    x = self.convolve(x, kernel)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) + bias
+
+
+class Conv(_Convolution):
+  """3x3 convolution with bias; the result is float32 at least."""
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 d']:
+    """Returns the convolution of `x`."""
+    return self._convolve_and_shift(x, *self._declare(x.shape[-1]))
+
+
+class DoublingConv(Conv):
+  """Transposed 4x4 convolution that doubles height and width, with bias."""
+
+  side = 4
+
+  def convolve(
+    self, x: Float[Array, 'b h w c'], kernel: Float[Array, '4 4 c d']
+  ) -> Float[Array, 'b 2*h 2*w d']:
+    """As in the parent."""
+    return double4x4(x, kernel.astype(x.dtype))
+
+
+class ConvNormRelu(_Convolution):
+  """3x3 convolution, batch norm and ReLU.
+
+  Statistics and normalization are computed in float32 at least, whatever the
+  computation's dtype; parameters and running averages have `param_dtype`.
+  Under jit a batch sharded over devices is normalized as one batch.
+  """
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], *, train: bool
+  ) -> Float[Array, 'b h2 w2 d']:
+    """Returns the activations, in the dtype of `x`."""
+    kernel, conv_bias = self._declare(x.shape[-1])
+    if not train and self._is_folded():
+      y = self._convolve_and_shift(x, kernel, conv_bias)
+      return nn.relu(y).astype(x.dtype)
+    shape, param_dtype = (self.features,), self.param_dtype
+    scale = self.param('norm_scale', _normal(1.0), shape, param_dtype)
+    bias = self.param('norm_bias', nn.initializers.zeros, shape, param_dtype)
+    running_mean = self.variable(
+      'batch_stats', 'mean', jnp.zeros, shape, param_dtype
+    )
+    running_var = self.variable(
+      'batch_stats', 'var', jnp.ones, shape, param_dtype
+    )
+
+    x = self.convolve(x, kernel)
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    # The convolution's bias would cancel in the normalization. Left out, it has
+    # the gradient zero, not rounding noise that Adam blows up to full steps.
+    guess = (running_mean.value - conv_bias).astype(dtype)
+    scale, bias = scale.astype(dtype), bias.astype(dtype)
+    if not train:
+      var = running_var.value.astype(dtype)
+      return normalize(x, guess, var, scale, bias)
+    y, mean, var = batch_normalize(x, scale, bias, guess)
+    if not self.is_initializing():
+      n = x.size // self.features
+      _keep_average(running_mean, mean + conv_bias)
+      _keep_average(running_var, var * (n / (n - 1)))
+    return y
+
+  def _is_folded(self) -> bool:
+    """Whether the variables are those of `folding.fold`."""
+    has_norm = self.has_variable('params', 'norm_scale')
+    return not has_norm and not self.is_initializing()
+
+
+class HalvingConvNormRelu(ConvNormRelu):
+  """4x4 convolution that halves height and width, batch norm and ReLU."""
+
+  side = 4
+
+  def convolve(
+    self, x: Float[Array, 'b h w c'], kernel: Float[Array, '4 4 c d']
+  ) -> Float[Array, 'b h/2 w/2 d']:
+    """As in the parent."""
+    return halve4x4(x, kernel.astype(x.dtype))
+
+
+def computation_dtype(image: Array, module: nn.Module) -> DTypeLike:
+  """The dtype that a network computes in with such an image."""
+  return module.dtype or jnp.promote_types(image.dtype, module.param_dtype)
+
+
+def _normal(mean: float) -> nn.initializers.Initializer:
+  """N(mean, 0.02), as the release initializes."""
+
+  def init(key, shape, dtype=jnp.float32):
+    return mean + 0.02 * jax.random.normal(key, shape, dtype)
+
+  return init
+
+
+def _keep_average(average: nn.Variable, value: Float[Array, 'c']) -> None:
+  new = _KEEP * average.value + (1 - _KEEP) * lax.stop_gradient(value)
+  average.value = new.astype(average.value.dtype)

@@ -78,6 +78,9 @@ def simulate(
   Returns:
     The example. Nothing but these arguments decides about it.
   """
+  if not options.anomaly_probability:  # Then there is nothing to compile.
+    image = _rotate(_split(key), image, options)
+    return Example(image, image, jnp.zeros(image.shape[:2], image.dtype))
   made = simulate_steps(key, image, texture, options)
   return Example(image=made.image, augmented=made.augmented, mask=made.mask)
 
@@ -102,16 +105,12 @@ def simulate_steps(
   Returns:
     The steps to the example that `simulate` makes of the same arguments.
   """
-  keys = {part: jax.random.fold_in(key, i) for i, part in enumerate(_PARTS)}
+  keys = _split(key)
   presence = jax.random.uniform(keys['presence'])
   shape = image.shape[:2]
   # Each step is a branch of its own: what a branch returns is computed once,
   # while the compiler would repeat it wherever it is used.
-  image = rotate_image(
-    keys['rotation'], image.astype(jnp.float32) / 255, options
-  )
-  if not options.anomaly_probability:
-    return Example(image, image, jnp.zeros(image.shape[:2], image.dtype))
+  image = _rotate(keys, image, options)
   mask = jax.lax.cond(
     presence < options.anomaly_probability,
     lambda: masks.MASKS[options.mask](keys['mask'], shape, options),
@@ -147,6 +146,21 @@ def simulate_steps(
     anomaly=anomaly,
     opacity=opacity,
     augmented=augmented,
+  )
+
+
+def _split(key: Key[Array, '']) -> dict[str, Key[Array, '']]:
+  """A key of its own for each part: replacing one leaves the others' draws."""
+  return {part: jax.random.fold_in(key, i) for i, part in enumerate(_PARTS)}
+
+
+def _rotate(
+  keys: dict[str, Key[Array, '']],
+  image: UInt8[Array, 'h w 3'],
+  options: Options,
+) -> Float[Array, 'h w 3']:
+  return rotate_image(
+    keys['rotation'], image.astype(jnp.float32) / 255, options
   )
 
 

@@ -395,8 +395,8 @@ MUTANTS = (
   Mutant(
     'score: the mean of the map instead of the maximum',
     'score.py',
-    'return means.max(axis=(-2, -1))',
-    'return means.mean(axis=(-2, -1))',
+    'local_means(anomaly_map, window=window).max(axis=(-2, -1))',
+    'local_means(anomaly_map, window=window).mean(axis=(-2, -1))',
     f'{_MODELS} -k score',
   ),
   Mutant(

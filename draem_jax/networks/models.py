@@ -1,7 +1,5 @@
 """The two networks of DRÆM, together and alone, and those beside them.
 
-And, by the same interface, the network of table 3 that it is compared with.
-
 Images are `[b h w 3]` in [0, 1]; height and width are multiples of 32. A
 network's variables are `{'params': ..., 'batch_stats': ...}`; in training call
 `apply` with `mutable=['batch_stats']` to receive the new running statistics.

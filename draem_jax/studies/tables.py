@@ -265,6 +265,12 @@ def row_name(row: str) -> str:
   return row if known is None else f'{known.name} ({row})'
 
 
+def _system_name(system: str) -> str:
+  """What the paper calls a row that is not of this study."""
+  known = paper.TABLE3.get(system)
+  return f'{system if known is None else known.name} (published)'
+
+
 def _row_sheet(
   table: Table,
   results: Results,
@@ -293,7 +299,7 @@ def _row_sheet(
   ours = frozenset(range(len(lines)))
   if published:
     lines += [
-      [f'{system} (published)', *(_percent(value) for value in values)]
+      [_system_name(system), *(_percent(value) for value in values)]
       for system, values in table.published.items()
       if system not in {*rows, *map(_SYSTEMS.get, rows)}
     ]

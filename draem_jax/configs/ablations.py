@@ -30,6 +30,25 @@ ROWS: dict[str, dict[str, Any]] = {
     'loss': {'weights': {'focal': 0.0}},
     'score': {'map': 'msgms'},
   },
+  # The recipe of their public code, with a learning rate between those of its
+  # data sets; the segmentation is the map, the decision the image score.
+  'bozic': {
+    'model': {'name': 'bozic'},
+    'loss': {
+      'weights': {
+        'l2': 0.0,
+        'ssim': 0.0,
+        'focal': 0.0,
+        'segmentation': 1.0,
+        'decision': 1.0,
+      },
+      'schedule': 'segmentation_first',
+    },
+    'optimizer': 'sgd',
+    'learning_rate': 0.1,
+    'learning_rate_milestones': (),
+    'score': {'map': 'segmentation', 'image': 'decision'},
+  },
   # Source of the anomalies. ImageNet has no place of its own in TFDS that may
   # be downloaded: set `data.textures` to its folder.
   'imagenet': {'data': {'textures': 'data/imagenet/train'}},

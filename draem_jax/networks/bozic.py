@@ -9,16 +9,19 @@ those of the authors' public code; so is what the paper leaves open:
   alone, and it is the root of the standard deviation that is divided by. So
   nothing differs between training and prediction, and there are no running
   statistics.
-- The segmentation is normalized, too, with a scale but without a bias: the mean
-  of its logits is 0 in every image, a good one included, whose map therefore
-  lies about 0.5. The decision's mean of the segmentation is always 0.
 - A cell of the segmentation stands for the 17x17 pixels about every eighth,
   borders mirrored: its target is the share of them that is anomalous.
 
-One thing is different. A pooling of the decision that would leave less than 2
-pixels a side is left out, for over a single pixel the deviation is not defined
-(NaN in PyTorch): this concerns images below 128 pixels, which the authors do
-not have.
+Two things are different:
+
+- The code normalizes the segmentation, too, with a scale but without a bias, so
+  that its logits have the mean 0 in every image, a good one included. Their
+  cross-entropy cannot fall below log 2 there, and without the authors' weights
+  of the pixels training hardly leaves it. Here the segmentation is the 1x1
+  convolution alone.
+- A pooling of the decision that would leave less than 2 pixels a side is left
+  out, for over a single pixel the deviation is not defined (NaN in PyTorch):
+  this concerns images below 128 pixels, which the authors do not have.
 """
 
 import flax.linen as nn
@@ -45,7 +48,7 @@ _xavier_normal = nn.initializers.variance_scaling(1.0, 'fan_avg', 'normal')
 def normalize_each(
   x: Float[Array, 'b h w c'],
   scale: Float[Array, 'c'],
-  bias: Float[Array, 'c'] | float = 0.0,
+  bias: Float[Array, 'c'],
 ) -> Float[Array, 'b h w c']:
   """Normalizes each channel of each image, scales and shifts.
 
@@ -101,19 +104,17 @@ class Layer(nn.Module):
   Attributes:
     features: channels of the result.
     side: of the kernel, odd.
-    is_linear: whether bias and ReLU are left out.
     param_dtype: of the parameters. The convolution is computed in that of the
       input, the normalization in float32 at least.
   """
 
   features: int
   side: int = 5
-  is_linear: bool = False
   param_dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w d']:
-    """Returns the activations, in the dtype of `x` unless it is linear."""
+    """Returns the activations, in the dtype of `x`."""
     channels = (self.features,)
     shape = (self.side, self.side, x.shape[-1], self.features)
     kernel = self.param('kernel', _xavier_normal, shape, self.param_dtype)
@@ -121,8 +122,6 @@ class Layer(nn.Module):
       'scale', nn.initializers.ones, channels, self.param_dtype
     )
     y = convolve(x, kernel.astype(x.dtype))
-    if self.is_linear:
-      return normalize_each(y, scale)
     bias = self.param('bias', nn.initializers.zeros, channels, self.param_dtype)
     return nn.relu(normalize_each(y, scale, bias)).astype(x.dtype)
 
@@ -155,10 +154,11 @@ class SegmentationNetwork(nn.Module):
         x = Layer(features, param_dtype=param_dtype, name=name)(x)
       x = max_pool(x)
     x = Layer(16 * w, side=15, param_dtype=param_dtype, name='last_conv')(x)
-    segment = Layer(
-      1, side=1, is_linear=True, param_dtype=param_dtype, name='logits'
+    kernel = self.param(
+      'logits_kernel', _xavier_normal, (1, 1, x.shape[-1], 1), param_dtype
     )
-    return x, segment(x)
+    logits = convolve(x, kernel.astype(x.dtype))
+    return x, logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 class DecisionNetwork(nn.Module):

@@ -101,10 +101,13 @@ def test_two_processes_stop_together_and_agree_with_one(tmp_path, settings):
   for _, err in texts:
     assert f'saved at step {stopped}' in err
 
-  statuses, texts = finish(start_both(workdir, settings))
+  # It goes on with batches that are fed, of textures decoded on demand.
+  fed = {'data.max_device_share': 0, 'data.max_host_share': 0}
+  statuses, texts = finish(start_both(workdir, settings | fed))
   assert statuses == [0, 0], texts
   assert '| pens' in texts[0][0] and '|' not in texts[1][0]
   assert 'step' not in texts[1][1]
+  assert 'textures are decoded when they are drawn' in texts[0][1]
 
   one = tmp_path / 'one'
   config = small_config(**settings, score_window=21)

@@ -484,15 +484,6 @@ def test_the_losses_are_those_of_the_recipe(run):
     np.testing.assert_allclose(line['loss'], total, 1e-6)
 
 
-def test_two_devices_give_the_losses_of_one(run):
-  trainer = make_trainer(num_devices=2)
-  state = trainer.init_state()
-  for step, rtol in enumerate((1e-5, 1e-2)):
-    state, metrics = trainer.step(state, step)
-    for name, value in metrics.items():
-      np.testing.assert_allclose(value, run[2][step][name], rtol, err_msg=name)
-
-
 def test_it_learns_stripes_and_finds_what_is_none(run):
   trainer, states, lines = run
   first, last = (

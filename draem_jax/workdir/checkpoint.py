@@ -20,6 +20,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import json
 import logging
 import os
 import pathlib
@@ -40,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 _STATE, _VARIABLES, _OLD = 'state', 'variables', 'default'
 _CHECKSUMS = 'checksums'
+# What orbax knows of each array beside its values.
+_ARRAY_METADATA = {'param_name', 'write_shape', 'chunk_shape'}
 
 # What orbax, tensorstore and json raise when files of a checkpoint are cut
 # short, altered or gone; and a plain `Exception` for an array's data.
@@ -363,6 +366,7 @@ def _read(folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
         f' for {expected[name]}: set config.model.*_width as the run was'
         ' trained, or take another --workdir'
       )
+  _check_array_metadata(folder)
   read = ocp.PyTreeCheckpointHandler().restore(
     epath.Path(folder),
     args=ocp.args.PyTreeRestore(
@@ -373,6 +377,19 @@ def _read(folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
   )
   _compare_checksums(folder, read)
   return read
+
+
+def _check_array_metadata(folder: pathlib.Path) -> None:
+  """Raises a `ValueError` for an entry that orbax would take for another's.
+
+  What raises in orbax because of it says nothing of a damaged file.
+  """
+  for path in folder.glob('array_metadatas/*'):
+    entries = json.loads(path.read_text(encoding='utf-8'))['array_metadatas']
+    for entry in entries:
+      fields = entry['array_metadata']
+      if not fields.keys() >= _ARRAY_METADATA:
+        raise ValueError(f'{path} lacks fields of {fields}')
 
 
 def _checksums(items: Mapping[str, Any]) -> dict[str, dict[str, int]]:

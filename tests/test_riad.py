@@ -451,12 +451,12 @@ def stripes(count):
   return np.uint8(255 * color * line[:, None, :, None]).repeat(32, axis=1)
 
 
-def make_trainer(num_devices=1, **overrides):
+def make_trainer(**overrides):
   config = recipe_config(
     **{'model.reconstructive_width': 4, 'learning_rate': 5e-3} | overrides
   )
   config_lib.check(config)
-  mesh = devices.make_mesh(config['batch_size'], jax.devices()[:num_devices])
+  mesh = devices.make_mesh(config['batch_size'], jax.devices()[:1])
   images, textures = jax.device_put(
     (stripes(12), np.zeros((1, 32, 32, 3), np.uint8)),
     devices.replicated(mesh),

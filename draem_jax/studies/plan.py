@@ -109,7 +109,8 @@ def list_runs(
   Args:
     config: of the study, as nested plain values.
     rows: those to take; all if none is named.
-    categories: the same.
+    categories: names in the folder of categories, which the config need not
+      have.
     seeds: whole numbers, which the config need not have.
 
   Raises:
@@ -135,7 +136,7 @@ def list_runs(
       trained_by=trained_by.get(row),
     )
     for seed in _seeds(seeds) or study['seeds']
-    for category in _choose('category', categories, study['categories'])
+    for category in dict.fromkeys(categories or study['categories'])
     for row in sorted(chosen, key=lambda row: row in trained_by)
   ]
   for row in chosen:

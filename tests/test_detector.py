@@ -53,6 +53,24 @@ def test_a_map_lies_over_its_image_whatever_the_size():
   )
 
 
+class Broken(Redness):
+  """Networks that give no number for an image with a red pixel."""
+
+  def apply(self, variables, images, *, train):
+    output = super().apply(variables, images, train=train)
+    broken = jnp.where(images[..., :1] == 1, jnp.nan, output.logits)
+    return output.replace(logits=broken)
+
+
+def test_what_is_no_number_is_no_verdict():
+  images = np.zeros((2, 32, 32, 3), np.uint8)
+  broken = redness(model=Broken())
+  assert not broken(images).is_anomalous.any()
+  images[1, 3, 5, 0] = 255
+  with pytest.raises(UserError, match='no numbers'):
+    broken(images)
+
+
 def test_colors_do_not_trade_places():
   image = with_red_square(32, 32, 8, 8, 16)
   assert redness()(image).score > 0.99

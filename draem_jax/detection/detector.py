@@ -216,12 +216,21 @@ class Detector:
     Yields:
       Batches of `batch_size`, in order. The networks see the last one padded,
       so that they are compiled once; the padding does not come out.
+
+    Raises:
+      UserError: if the networks give no numbers, which would be called good.
     """
     for start in range(0, max(len(images), 1), self.batch_size):
       batch = images[start : start + self.batch_size]
       padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
       padded[: len(batch)] = batch
       outputs = jax.device_get(self._score(self.folded, padded))
+      if not all(np.isfinite(output).all() for output in outputs[1:]):
+        raise UserError(
+          'the networks give maps or scores that are no numbers: their weights'
+          ' are damaged, or the training has diverged: restore them from a'
+          ' backup, or train again with a lower config.learning_rate'
+        )
       yield Scored(
         *(
           None if output is None else output[: len(batch)] for output in outputs

@@ -451,12 +451,12 @@ def stripes(count):
   return np.uint8(255 * color * line[:, None, :, None]).repeat(32, axis=1)
 
 
-def make_trainer(**overrides):
+def make_trainer(num_devices=1, **overrides):
   config = recipe_config(
     **{'model.reconstructive_width': 4, 'learning_rate': 5e-3} | overrides
   )
   config_lib.check(config)
-  mesh = devices.make_mesh(config['batch_size'], jax.devices()[:1])
+  mesh = devices.make_mesh(config['batch_size'], jax.devices()[:num_devices])
   images, textures = jax.device_put(
     (stripes(12), np.zeros((1, 32, 32, 3), np.uint8)),
     devices.replicated(mesh),
@@ -482,6 +482,15 @@ def test_the_losses_are_those_of_the_recipe(run):
     assert set(line) == {'loss', 'l2', 'ssim', 'msgms'}
     total = line['l2'] + line['ssim'] + line['msgms']
     np.testing.assert_allclose(line['loss'], total, 1e-6)
+
+
+def test_two_devices_give_the_losses_of_one(run):
+  trainer = make_trainer(num_devices=2)
+  state = trainer.init_state()
+  for step, rtol in enumerate((1e-5, 1e-2)):
+    state, metrics = trainer.step(state, step)
+    for name, value in metrics.items():
+      np.testing.assert_allclose(value, run[2][step][name], rtol, err_msg=name)
 
 
 def test_it_learns_stripes_and_finds_what_is_none(run):

@@ -3,7 +3,6 @@
 python -m draem_jax.study --config=configs/table3.py --workdir=studies/table3
 """
 
-import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,8 +19,6 @@ from draem_jax.studies import figure9, plan, state, tables, workers
 from draem_jax.studies.plan import Run
 from draem_jax.studies.state import State
 from draem_jax.workdir import claim
-
-_log = logging.getLogger('draem_jax.study')  # Run, it is '__main__'.
 
 
 def define_flags() -> None:

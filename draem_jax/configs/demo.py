@@ -18,12 +18,8 @@ def get_config() -> config_dict.ConfigDict:
   config.data.dir = 'builtin'
   config.data.textures = 'builtin'
   config.data.tfds_dir = ''  # In the workdir.
-  config.image_size = 64
-  config.model.reconstructive_width = 16
-  config.model.discriminative_width = 8
+  mvtec.small(config)
   config.num_steps = 1500
-  config.learning_rate = 1e-3
-  config.score_window = 5
   # The camera of the demo is held about level, and so is the pavement.
   config.simulator.rotation_degrees = (-5.0, 5.0)
   config.eval.holdout = 0.1

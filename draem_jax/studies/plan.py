@@ -119,7 +119,7 @@ def list_runs(
   """
   study = config['study']
   shared = {name: part for name, part in config.items() if name != 'study'}
-  chosen = _choose('row', rows, study['order'])
+  chosen = _choose(rows, study['order'])
   trained_by = study['trained_by']
   for row in chosen:
     for name in config_lib.flatten(study['rows'][row]):
@@ -181,29 +181,26 @@ def differences(config: Mapping[str, Any]) -> list[str]:
   """What all runs have that is not as in the paper's recipe, in words."""
   free = {'category', 'seed', 'data.dir', 'data.textures', 'data.tfds_dir'}
   values = config_lib.flatten(config)
-  words = [
+  return [
     f'{name}={values[name]!r}'
     for name, field in config_lib.FIELDS.items()
     if name not in free
     and (field.shapes_weights or name.startswith('score'))
     and values.get(name, field.default) != field.default
   ]
-  return words
 
 
 def _name(row: str, category: str, seed: int) -> str:
   return f'{row}/{category}/seed{seed}'
 
 
-def _choose(
-  kind: str, wanted: Sequence[str], known: Sequence[str] | Mapping[str, Any]
-) -> list[str]:
+def _choose(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
   for name in wanted:
     if name not in known:
       near = difflib.get_close_matches(name, known, n=1)
       hint = f'did you mean {near[0]!r}? T' if near else 't'
       raise UserError(
-        f'unknown {kind} {name!r}: {hint}here are {", ".join(known)}'
+        f'unknown row {name!r}: {hint}here are {", ".join(known)}'
       )
   return [name for name in known if not wanted or name in wanted]
 

@@ -417,11 +417,11 @@ def _csv(
         for key in _keys(TABLES[name]):
           found = cell(results, row, chosen, key)
           published = _published(TABLES[name], row, category, key)
-          numbers_ = [found.mean, found.deviation]
+          values = found.mean, found.deviation
           writer.writerow(
             (
               *(name, row, category, key),
-              *('' if each is None else f'{each:.6f}' for each in numbers_),
+              *('' if each is None else f'{each:.6f}' for each in values),
               *(found.seeds, found.categories),
               '' if published is None else f'{published / 100:.3f}',
             )

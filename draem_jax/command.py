@@ -4,18 +4,25 @@ import errno
 import logging
 import os
 import pathlib
+import signal
 import sys
 import warnings
 from collections.abc import Callable
 from importlib import resources
+from typing import Any
 
 import absl.logging
 import jax
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
-from draem_jax import interrupt
+from draem_jax import interrupt, names, terminal
 from draem_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+# It complains while it is imported, where there is no home folder, say.
+logging.getLogger('matplotlib').setLevel(logging.ERROR)
 
 # What the operating system says when the user can mend it, and how.
 _REMEDIES = {
@@ -25,7 +32,17 @@ _REMEDIES = {
   errno.ENOSPC: 'free some space, or name a folder on another disk',
   errno.EDQUOT: 'free some space, or name a folder on another disk',
   errno.ENOTDIR: 'a file stands where a folder is wanted: name another folder',
+  errno.EISDIR: 'a folder stands where a file is wanted: move it away',
+  errno.ENOENT: 'put it back, or name another',
+  errno.ENAMETOOLONG: 'take a shorter one',
+  errno.ELOOP: 'a link leads back to itself: remove it',
+  errno.EIO: 'the disk fails: name a folder on another one',
+  errno.ESTALE: 'the disk is gone: connect it again',
+  errno.EMFILE: 'allow more open files, as with ulimit -n 4096',
+  errno.ENFILE: 'close other programs',
 }
+# Fields of a config that are paths.
+_PATHS = ('dir', 'tfds_dir', 'textures')
 
 
 class Stopped(Exception):
@@ -44,6 +61,7 @@ def run(main: Callable[[list[str]], None], define: Callable[[], None]) -> None:
     define: what defines its flags: only now, since other commands of the same
       process have flags of the same names.
   """
+  terminal.prepare()
   define()
   app.run(wrap(main), flags_parser=parse_flags)
 
@@ -59,6 +77,20 @@ def refuse_arguments(argv: list[str], hint: str = '') -> None:
   """Raises a `UserError` if there is an argument that is no flag."""
   if len(argv) > 1:
     raise UserError(f'unknown argument {argv[1]!r}: flags begin with --{hint}')
+
+
+def expand(path: str) -> pathlib.Path:
+  """The path of a flag, with the home folder for a `~` at its beginning."""
+  return pathlib.Path(os.path.expanduser(path))
+
+
+def expand_workdir(path: str) -> pathlib.Path:
+  """The same of a folder that libraries write to.
+
+  Raises:
+    UserError: if its name is one that they cannot take.
+  """
+  return _check_writable_name(expand(path), '--workdir')
 
 
 def find_config(path: str) -> str:
@@ -77,6 +109,9 @@ def find_config(path: str) -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses flags; a mistake there is one line and exit status 2."""
+  for argument in argv:
+    if '\0' in argument:
+      _fail(f'{argument}: no name has a NUL in it: leave it out')
   argv = [
     f'--config={find_config(argument[9:])}'
     if argument.startswith('--config=')
@@ -104,15 +139,19 @@ def wrap(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     except UserError as error:
       _fail(str(error))
     except Stopped as stop:
-      print(stop, file=sys.stderr)
+      terminal.complain(*str(stop).split('\n'))
       sys.exit(stop.status)
     except interrupt.Interrupted as stop:
-      print(stop, file=sys.stderr)
+      terminal.complain(str(stop))
       sys.exit(128 + stop.signal_number)
+    except KeyboardInterrupt:
+      terminal.complain('stopped')
+      sys.exit(128 + signal.SIGINT)
     except OSError as error:
       if error.errno not in _REMEDIES:
         raise
-      _fail(f'{error.filename}: {error.strerror}: {_REMEDIES[error.errno]}')
+      where = error.filename or _folder()
+      _fail(f'{where}: {error.strerror}: {_REMEDIES[error.errno]}')
 
   return wrapped
 
@@ -132,6 +171,11 @@ def read_config() -> config_dict.ConfigDict:
       f'--config={path} cannot be read: name a config file, such as'
       ' configs/demo.py'
     ) from error
+  for name in _PATHS:
+    value = config.data.get(name)
+    if isinstance(value, str):
+      config.data[name] = os.path.expanduser(value)
+  _check_writable_name(config.data.tfds_dir, 'config.data.tfds_dir')
   return config
 
 
@@ -141,8 +185,23 @@ def use_compilation_cache() -> None:
   They lie in `~/.cache/draem_jax`, or where `JAX_COMPILATION_CACHE_DIR` says.
   """
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     folder = pathlib.Path(root) / 'draem_jax' / 'xla'
+    try:
+      if not folder.is_absolute():
+        raise OSError(errno.ENOENT, 'there is no home folder')
+      folder.mkdir(parents=True, exist_ok=True)
+      if not os.access(folder, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+      # Not worth stopping for: in containers it is so as a rule.
+      _log.info(
+        'compiled programs are not kept (%s: %s): set'
+        ' JAX_COMPILATION_CACHE_DIR to a folder for them',
+        folder,
+        error.strerror,
+      )
+      return
     jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
@@ -156,10 +215,8 @@ def _set_up_logging() -> None:
   """Our own lines plainly on stderr, those of libraries only if they matter."""
   absl.logging.set_verbosity(absl.logging.ERROR)
   warnings.filterwarnings('ignore', module='orbax')
-  handler = logging.StreamHandler()
-  handler.setFormatter(logging.Formatter('%(message)s'))
   logger = logging.getLogger('draem_jax')
-  logger.handlers = [handler]
+  logger.handlers = [terminal.Handler()]
   logger.setLevel(logging.INFO)
   logger.propagate = False
 
@@ -182,5 +239,31 @@ def _last_line(error: Exception) -> str:
 
 
 def _fail(message: str) -> None:
-  print(f'error: {message}', file=sys.stderr)
+  terminal.complain(f'error: {message}')
   sys.exit(2)
+
+
+def _check_writable_name(path: Any, field: str) -> Any:
+  """The path, unless libraries would write elsewhere or not at all."""
+  whole = os.path.abspath(path)
+  try:
+    whole.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(
+      f'{field}={path}: its name is no UTF-8, which the libraries that write'
+      ' there want: name another folder'
+    ) from error
+  if mistaken := [letter for letter in names.MISTAKEN if letter in whole]:
+    raise UserError(
+      f'{field}={path}: the libraries that write there cannot take'
+      f' {" ".join(mistaken)} in a name: name another folder'
+    )
+  return path
+
+
+def _folder() -> str:
+  """Where the command writes: what an error without a name is about."""
+  for name in ('output', 'workdir'):
+    if name in flags.FLAGS and flags.FLAGS[name].value:
+      return flags.FLAGS[name].value
+  return 'standard output'  # Or what else has no name.

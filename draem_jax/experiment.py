@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from draem_jax import config as config_lib
-from draem_jax import devices, evaluate, paper, report
+from draem_jax import devices, evaluate, names, paper, report
 from draem_jax.data import category as category_lib
 from draem_jax.data import demo, layouts, resident, textures
 from draem_jax.data.on_demand import OnDemand
@@ -100,7 +100,8 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
       lines=lines,
     )
   # Whoever leaves a cluster early takes the others along.
-  devices.wait_for_processes(f'evaluated {config["category"]}')
+  category_name = names.shown(config['category'])
+  devices.wait_for_processes(f'evaluated {category_name}')
   return row
 
 

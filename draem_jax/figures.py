@@ -19,7 +19,7 @@ from absl import flags
 from jaxtyping import Array, Bool, Key, UInt8
 from ml_collections import config_flags
 
-from draem_jax import command, experiment
+from draem_jax import command, experiment, terminal
 from draem_jax import config as config_lib
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
@@ -73,8 +73,7 @@ def main(argv: list[str]) -> None:
   for flag in _OPTIONAL:
     if given[flag].present and flag not in figure.reads:
       raise UserError(f'--{flag} says nothing of figure {name}: leave it out')
-  output = pathlib.Path(given.output or f'figures/figure{name}.png')
-  output = output.expanduser()
+  output = command.expand(given.output or f'figures/figure{name}.png')
   if output.suffix.lower() != '.png':
     raise UserError(f'--output={output} is not the name of a PNG: end in .png')
   command.use_compilation_cache()
@@ -85,7 +84,7 @@ def main(argv: list[str]) -> None:
     raise UserError(
       f'--output={output} cannot be written ({error.strerror}): name another'
     ) from error
-  print(f'figure {name}: {output}')
+  terminal.say(f'figure {name}: {output}')
 
 
 def _make_simulation() -> sheets.Sheet:
@@ -100,7 +99,7 @@ def _make_augmentations() -> sheets.Sheet:
 
 def _make_qualitative() -> sheets.Sheet:
   command.required('workdir')
-  workdir = pathlib.Path(flags.FLAGS.workdir).expanduser()
+  workdir = command.expand_workdir(flags.FLAGS.workdir)
   return qualitative_sheet(workdir, flags.FLAGS.count)
 
 
@@ -144,7 +143,7 @@ def _source() -> Iterator[tuple[dict[str, Any], pathlib.Path]]:
     )
   with contextlib.ExitStack() as stack:
     if given.workdir is not None:
-      folder = pathlib.Path(given.workdir).expanduser()
+      folder = command.expand_workdir(given.workdir)
       config = claim.read_config(folder)
     else:
       folder = stack.enter_context(tempfile.TemporaryDirectory())

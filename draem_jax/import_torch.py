@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from draem_jax import command
+from draem_jax import command, terminal
 from draem_jax.torch_weights.convert import (
   CHANNEL_ORDERS,
   load_torch_checkpoint,
@@ -52,21 +52,22 @@ def main(argv: list[str]) -> None:
   command.refuse_arguments(argv)
   command.required('reconstructive', 'discriminative', 'workdir')
   given = flags.FLAGS
+  workdir = command.expand_workdir(given.workdir)
   variables = load_torch_checkpoint(
     given.reconstructive,
     given.discriminative,
     channel_order=given.channel_order,
   )
-  write_workdir(variables, given.workdir)
+  write_workdir(variables, workdir)
   reconstructive, discriminative = widths(variables)
-  print(f'imported networks of widths {reconstructive} and {discriminative}')
-  print(f'workdir:  {given.workdir}')
-  print(
+  terminal.say(
+    f'imported networks of widths {reconstructive} and {discriminative}',
+    f'workdir:  {workdir}',
     'evaluate: python -m draem_jax.main'
     ' --config=configs/mvtec.py:CATEGORY,release'
-    f' --workdir={given.workdir} --config.num_epochs=0'
+    f' --workdir={workdir} --config.num_epochs=0'
     f' --config.model.reconstructive_width={reconstructive}'
-    f' --config.model.discriminative_width={discriminative}'
+    f' --config.model.discriminative_width={discriminative}',
   )
 
 

@@ -3,9 +3,10 @@
 import contextlib
 import logging
 import signal
-import sys
 from collections.abc import Iterator
 from typing import Any
+
+from draem_jax import terminal
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def raised(*, notice: str, message: str) -> Iterator[None]:
     del frame
     for each in _SIGNALS:
       signal.signal(each, signal.SIG_DFL)
-    print(notice, file=sys.stderr)
+    terminal.complain(notice)
     raise Interrupted(number, message)
 
   before = {number: signal.signal(number, stop) for number in _SIGNALS}

@@ -9,7 +9,15 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from draem_jax import command, devices, experiment, report
+from draem_jax import (
+  command,
+  devices,
+  experiment,
+  interrupt,
+  names,
+  report,
+  terminal,
+)
 from draem_jax.errors import UserError
 from draem_jax.report import results
 
@@ -35,21 +43,28 @@ def main(argv: list[str]) -> None:
   command.use_compilation_cache()
   config = command.read_config()
   category = config.category
-  workdir = pathlib.Path(flags.FLAGS.workdir or f'runs/{category}')
-  categories = experiment.list_categories(config.to_dict())
-  if category != 'all':
-    rows = [experiment.train_and_evaluate(config.to_dict(), workdir)]
-  else:
-    rows = [_run_one(config, name, workdir / name) for name in categories]
+  workdir = command.expand_workdir(flags.FLAGS.workdir or f'runs/{category}')
+  # The training has a watch of its own: it saves before it stops.
+  with interrupt.raised(
+    notice='stopping', message='stopped: the same command goes on from there'
+  ):
+    categories = experiment.list_categories(config.to_dict())
+    if category != 'all':
+      rows = [experiment.train_and_evaluate(config.to_dict(), workdir)]
+    else:
+      rows = [
+        _run_one(config, name, workdir / names.folder(name))
+        for name in categories
+      ]
   if devices.is_main_process():
     if category == 'all':
       results.write_table(workdir / 'results.md', rows)
       report.write_comparison(workdir / 'report.html', rows)
-    print(results.format_table(rows))
-    print(f'results:  {workdir}')
+    terminal.say(*results.format_table(rows).splitlines())
+    terminal.say(f'results:  {workdir}')
     folder = '<category>/figures' if category == 'all' else 'figures'
-    print(f'pictures: {workdir / folder}')
-    print(f'report:   {workdir / "report.html"}')
+    terminal.say(f'pictures: {workdir / folder}')
+    terminal.say(f'report:   {workdir / "report.html"}')
 
 
 def _run_one(config: Any, category: str, workdir: pathlib.Path) -> Any:

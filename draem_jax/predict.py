@@ -9,7 +9,7 @@ import pathlib
 
 from absl import flags
 
-from draem_jax import command, interrupt
+from draem_jax import command, interrupt, terminal
 from draem_jax.data import files
 from draem_jax.detection import stream
 from draem_jax.detection.detector import Detector
@@ -44,9 +44,8 @@ def main(argv: list[str]) -> None:
   )
   command.required('workdir', 'images', 'output')
   given = flags.FLAGS
-  workdir, output = (
-    pathlib.Path(path).expanduser() for path in (given.workdir, given.output)
-  )
+  workdir = command.expand_workdir(given.workdir)
+  output = command.expand(given.output)
   if workdir.is_dir() and output.is_dir() and workdir.samefile(output):
     raise UserError(
       f'--output={output} is the folder of the run, whose own {TABLE} is'
@@ -84,7 +83,9 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
       for name in found.names
       if name in predictions.verdicts
     ]
-  print(f'{len(verdicts)} images, {sum(verdicts)} anomalous: {output / TABLE}')
+  terminal.say(
+    f'{len(verdicts)} images, {sum(verdicts)} anomalous: {output / TABLE}'
+  )
   for folder in found.unreadable:
     _log.warning('%s cannot be looked into: allow reading it', folder)
   broken += len(found.unreadable)

@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from draem_jax import command, experiment
+from draem_jax import command, experiment, terminal
 from draem_jax.data import layouts, textures
 from draem_jax.errors import UserError
 from draem_jax.report import results
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
       f'--config={path} is one run and no study: run it with draem_jax.main, or'
       ' take configs/table3.py'
     )
-  workdir = pathlib.Path(given.workdir).expanduser()
+  workdir = command.expand_workdir(given.workdir)
   runs = plan.list_runs(
     config,
     rows=given.rows,
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     seeds=given.seeds,
   )
   if given.list:
-    print(_listing(runs, workdir))
+    terminal.say(*_listing(runs, workdir).splitlines())
     return
   if given.tables:
     _write_tables(config, runs, workdir)
@@ -139,20 +139,19 @@ def _write_tables(
     picture = workdir / figure9.FILE
     figure9.draw(picture, finished, rows=rows, categories=categories)
     files.append(figure9.FILE)
-  print(
-    tables.write(
-      workdir,
-      finished,
-      tables=study['tables'],
-      rows=rows,
-      categories=categories,
-      differences=plan.differences(config),
-      count=len(runs),
-      picture=picture,
-    )
+  written = tables.write(
+    workdir,
+    finished,
+    tables=study['tables'],
+    rows=rows,
+    categories=categories,
+    differences=plan.differences(config),
+    count=len(runs),
+    picture=picture,
   )
+  terminal.say(*written.split('\n'))
   for name in files:
-    print(f'{name}: {workdir / name}')
+    terminal.say(f'{name}: {workdir / name}')
 
 
 def run() -> None:

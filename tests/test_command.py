@@ -1,11 +1,15 @@
 """The commands: imported together, found in an install, refusing mistakes."""
 
+import errno
 import importlib
 import importlib.metadata
+import logging
+import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags
 
@@ -74,6 +78,13 @@ def test_outside_a_checkout_the_config_is_read(tmp_path):
     (UserError('a: remedy'), 2, 'error: a: remedy'),
     (command.Stopped('some are broken', 1), 1, 'some are broken'),
     (interrupt.Interrupted(15, 'saved'), 143, 'saved'),
+    (KeyboardInterrupt(), 130, 'stopped'),
+    (UserError('two\nlines \udce9'), 2, r'error: two\nlines \xe9'),
+    (
+      OSError(errno.ENAMETOOLONG, 'File name too long', 'xxx'),
+      2,
+      'error: xxx: File name too long: take a shorter one',
+    ),
   ],
 )
 def test_how_a_command_ends(failure, status, words, capsys):
@@ -84,3 +95,45 @@ def test_how_a_command_ends(failure, status, words, capsys):
     command.wrap(main)([])
   assert end.value.code == status
   assert capsys.readouterr().err.strip() == words
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/somebody')
+  assert command.expand('~/runs') == pathlib.Path('/home/somebody/runs')
+  assert command.expand_workdir('~/runs') == command.expand('~/runs')
+
+
+@pytest.mark.parametrize('name', ['a[1]', 'a\\b', 'a\udce9'])
+def test_a_workdir_that_libraries_mistake_is_refused(name):
+  with pytest.raises(UserError, match=r'--workdir=/x/a.*name another folder'):
+    command.expand_workdir(f'/x/{name}')
+
+
+def test_no_flag_has_a_nul_in_it(capsys):
+  with pytest.raises(SystemExit) as end:
+    command.parse_flags(['main', '--workdir=a\0b'])
+  assert end.value.code == 2
+  assert capsys.readouterr().err.startswith(r'error: --workdir=a\x00b: ')
+
+
+def test_without_a_home_folder_nothing_is_kept(monkeypatch, caplog, tmp_path):
+  monkeypatch.setattr(jax.config, 'update', lambda *given: kept.append(given))
+  monkeypatch.setattr(logging.getLogger('draem_jax'), 'propagate', True)
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  # As where a user without a home folder runs a container.
+  monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
+  kept = []
+  with caplog.at_level('INFO'):
+    command.use_compilation_cache()
+  assert 'jax_compilation_cache_dir' not in dict(kept)
+  assert 'there is no home folder' in caplog.text
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+  command.use_compilation_cache()
+  assert 'jax_compilation_cache_dir' not in dict(kept)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  command.use_compilation_cache()
+  assert dict(kept)['jax_compilation_cache_dir'] == str(
+    tmp_path / 'cache/draem_jax/xla'
+  )

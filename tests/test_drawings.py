@@ -34,6 +34,29 @@ def test_every_image_has_its_panel(tmp_path, masks):
   assert np.any(np.all(crack == outline, axis=-1)) == masks
 
 
+def test_images_of_one_stem_have_a_panel_each(tmp_path):
+  category = make_category(count=4)
+  category.test_files = [
+    'test/a/0.png',
+    'test/a/0.jpg',
+    'test/b/0.png',
+    '0.tif',
+  ]
+  draw(tmp_path / 'one', category)
+  files = {path.name for path in (tmp_path / 'one/panels').rglob('*.png')}
+  assert files == {'0.png', '0.jpg.png', '0.tif.png'}
+  assert len(list((tmp_path / 'one/panels').rglob('*.png'))) == 4
+  # Whatever stands in a name, it is one line in a picture.
+  category.test_files = [
+    'test/a/two\nlines.png',
+    'test/a/\udce9.png',
+    'test/a/' + 'x' * 251 + '.jpg',
+    'test/\x1b[31m/0.png',
+  ]
+  draw(tmp_path / 'odd', category)
+  assert len(list((tmp_path / 'odd/panels').rglob('*.png'))) == 4
+
+
 def test_without_a_reconstruction_a_panel_is_a_tile_shorter(tmp_path):
   category = make_category(count=3)
   draw(tmp_path / 'with', category)

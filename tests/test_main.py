@@ -117,6 +117,18 @@ def test_every_file_is_there(whole):
   assert traced == ['11', '12']
 
 
+def test_stopped_while_loading_it_says_so_and_leaves(cache, tmp_path):
+  process = start(tmp_path / 'run', cache, *FLAGS)
+  assert process.stderr.readline().startswith('loading ')
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 128 + signal.SIGINT
+  assert err.splitlines()[-2:] == [
+    'stopping',
+    'stopped: the same command goes on from there',
+  ]
+
+
 def test_stopped_and_killed_it_ends_in_the_same_bytes(whole, cache, tmp_path):
   folder = tmp_path / 'run'
   process = start(folder, cache, *FLAGS)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from draem_jax.detection.predictions import Predictions, picture_name
+from draem_jax.detection.predictions import Predictions
 from draem_jax.errors import UserError
 
 SETTINGS = {'model': '01234567', 'threshold': 0.1 + 0.2}
@@ -136,22 +136,3 @@ def test_pictures_keep_their_place_and_their_values(tmp_path):
     assert image.mode.startswith('I;16')
     np.testing.assert_array_equal(image, levels)
   assert len([path for path in tmp_path.rglob('*y.jpg*')]) == 2
-
-
-def test_no_two_images_share_a_picture():
-  names = [
-    'a.png',
-    'a.jpg',
-    'a.jpeg',
-    'a.PNG',
-    'a.png.png',
-    'a.jpg.png',
-    'a.jpg.png.png',
-    'x/a.png',
-    'x.png/a.tif',
-    'a.b.png',
-  ]
-  pictures = [picture_name(name) for name in names]
-  assert len(set(pictures)) == len(names)
-  assert all(name.endswith('.png') for name in pictures)
-  assert pictures[:2] == ['a.png', 'a.jpg.png']

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
-from draem_jax import paper
+from draem_jax import names, paper
 from draem_jax.data import images, layouts
 from draem_jax.data.layouts.contents import Contents, Member
 from draem_jax.data.prepare import prepare
@@ -20,6 +20,8 @@ from draem_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
+# Letters of a category's name in that of its prepared data.
+_NAME = 40
 # Encoded images held in memory while a category is prepared.
 _CHUNK = 64
 
@@ -117,8 +119,8 @@ def _encode(folder: pathlib.Path, member: Member) -> dict:
     'mask': images.encode_png(mask),
     # What is good has nothing to be covered.
     'has_mask': member.mask is not None or not member.is_anomalous,
-    'file': member.file,
-    'defect': member.defect,
+    'file': names.to_bytes(member.file),
+    'defect': names.to_bytes(member.defect),
     'is_anomalous': member.is_anomalous,
   }
 
@@ -145,7 +147,7 @@ def prepare_category(
       folder,
     )
   fingerprint = _fingerprint(folder, layout, contents)
-  name = re.sub(r'[^\w.-]+', '_', folder.name)
+  name = re.sub(r'[^\w.-]+', '_', folder.name)[:_NAME]
   config = CategoryConfig(
     name=f'{name}-{fingerprint}',
     category=folder.name,
@@ -165,7 +167,8 @@ def _fingerprint(folder: pathlib.Path, layout: str, contents: Contents) -> str:
   That is any file that is added, gone or changed, and what the layout says of
   it, which it may have from elsewhere.
   """
-  digest = hashlib.sha256(f'{layout}\0{folder.resolve()}\n'.encode())
+  where = names.to_bytes(str(folder.resolve()))
+  digest = hashlib.sha256(layout.encode() + b'\0' + where + b'\n')
   for split in (contents.train, contents.test):
     digest.update(f'{len(split)}\n'.encode())
     for member in split:

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float, UInt8
 
+from draem_jax import names
 from draem_jax.data import builder as builder_lib
 from draem_jax.data import images, layouts
 
@@ -111,7 +112,7 @@ def _load_split(
 
   def load(index: int) -> tuple[str, str]:
     record = records[index]
-    file = record['file'].decode()
+    file = names.from_bytes(record['file'])
     image = images.decode_image(record['image'], file)
     resized[index] = images.resize_bilinear(image, (size, size))
     labels[index], has_mask[index] = record['is_anomalous'], record['has_mask']
@@ -119,7 +120,7 @@ def _load_split(
       mask = images.decode_mask(record['mask'], file)[..., None]
       mask = images.resize_bilinear(mask, (size, size))
       masks[index] = mask[..., 0] / 255
-    return file, record['defect'].decode()
+    return file, names.from_bytes(record['defect'])
 
   loaded = images.map_parallel(
     load, range(count), description=f'loading {split} images'

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+from draem_jax import names
 from draem_jax.data import images
 from draem_jax.errors import UserError
+from draem_jax.pictures.naming import picture_name
 from draem_jax.workdir import storage
 
 TABLE = 'predictions.csv'
@@ -98,7 +100,7 @@ class Predictions:
       path = self.folder / folder / picture_name(name)
       path.parent.mkdir(parents=True, exist_ok=True)
       # The same name each time: what a killed run leaves is written over.
-      partial = path.with_name(f'.{path.name}.part')
+      partial = names.partial(path)
       try:
         partial.write_bytes(images.encode_png(picture))
         os.replace(partial, path)
@@ -170,7 +172,9 @@ class Predictions:
       self._append(_HEADER)
       return
     try:
-      header, *rows = csv.reader(io.StringIO(_decode(whole), newline=''))
+      header, *rows = csv.reader(
+        io.StringIO(names.from_bytes(whole), newline='')
+      )
       if header != _HEADER:
         raise ValueError(f'its columns are {", ".join(header)}')
       self.verdicts = {name: word == 'true' for name, _, word, _ in rows}
@@ -183,28 +187,8 @@ class Predictions:
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerow(row)
     try:
-      self._table.write(_encode(text.getvalue()))
+      self._table.write(names.to_bytes(text.getvalue()))
       self._table.flush()
     except OSError as error:
       error.filename = error.filename or str(self.folder / TABLE)
       raise
-
-
-def picture_name(name: str) -> str:
-  """The name of an image's pictures: its own, or that with `.png` behind it.
-
-  No two images share one: `a.png` has `a.png`, `a.jpg` has `a.jpg.png`, and an
-  image that is called `a.jpg.png` has `a.jpg.png.png`.
-  """
-  stem, dot, suffix = name.rpartition('.')
-  is_plain = suffix == 'png' and not images.is_image(pathlib.PurePath(stem))
-  return name if dot and is_plain else f'{name}.png'
-
-
-def _encode(text: str) -> bytes:
-  # File names may be any bytes.
-  return text.encode('utf-8', 'surrogateescape')
-
-
-def _decode(data: bytes) -> str:
-  return data.decode('utf-8', 'surrogateescape')

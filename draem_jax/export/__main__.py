@@ -6,12 +6,11 @@ python -m draem_jax.export --workdir=runs/bottle --format=onnx --output=out/
 `onnx` are whole detectors: from images of any size to maps and scores.
 """
 
-import pathlib
 from collections.abc import Callable
 
 from absl import flags
 
-from draem_jax import command
+from draem_jax import command, terminal
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import onnx, stablehlo, torch
@@ -31,9 +30,8 @@ def main(argv: list[str]) -> None:
   command.refuse_arguments(argv)
   command.required('workdir', 'format', 'output')
   given = flags.FLAGS
-  workdir, output = (
-    pathlib.Path(path).expanduser() for path in (given.workdir, given.output)
-  )
+  workdir = command.expand_workdir(given.workdir)
+  output = command.expand(given.output)
   detector = Detector.load(workdir)
   category = claim.read_config(workdir)['category']
   if output.exists() and not output.is_dir():
@@ -45,7 +43,7 @@ def main(argv: list[str]) -> None:
     channel_order=given.channel_order or channel_order,
     category=category,
   ):
-    print(line)
+    terminal.say(line)
 
 
 def define_flags() -> None:

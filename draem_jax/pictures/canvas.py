@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from draem_jax import names
+
 INK = '#1F2328'
 GRAY = '#6A737D'
 LIGHT = '#D0D7DE'
@@ -49,7 +51,7 @@ class Page:
     width: float | None = None,
   ) -> float:
     """Writes a line, shortened to `width`; returns the width it took."""
-    font = _font(size, bold)
+    font, text = _font(size, bold), names.shown(text)
     if width is not None:
       text = _shorten(text, font, width)
     self._draw.text(position, text, font=font, fill=color, anchor=anchor)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from draem_jax import config as config_lib
+from draem_jax import names
 from draem_jax.data.images import map_parallel
 from draem_jax.evaluate import Evaluation
 from draem_jax.pictures import panels
@@ -171,8 +172,8 @@ def _data(evaluation: Evaluation) -> dict[str, Any]:
 
   def describe(index: int) -> dict[str, Any]:
     entry = {
-      'file': category.test_files[index],
-      'defect': category.test_defects[index],
+      'file': names.shown(category.test_files[index]),
+      'defect': names.shown(category.test_defects[index]),
       'anomalous': bool(evaluation.labels[index]),
       'score': float(scored.score[index]),
     }

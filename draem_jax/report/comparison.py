@@ -5,6 +5,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from draem_jax import names
 from draem_jax.metrics import METRICS
 from draem_jax.report import document, numbers, results, systems
 from draem_jax.report.document import escape
@@ -122,7 +123,9 @@ def _name(folder: pathlib.Path, category: str) -> str:
   """The category, as a link where it has a report."""
   if not (folder / category / 'report.html').exists():
     return escape(category)
-  target = f'{urllib.parse.quote(category, safe="")}/report.html'
+  target = (
+    f'{urllib.parse.quote(names.to_bytes(category), safe="")}/report.html'
+  )
   return f'<a href="{target}">{escape(category)}</a>'
 
 

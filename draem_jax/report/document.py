@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from draem_jax import names
 from draem_jax.pictures import panels, plots
 
 _FILES = resources.files('draem_jax.report')
@@ -29,9 +30,9 @@ _NUM_STOPS = 9
 def escape(text: Any) -> str:
   """Text as HTML, in an element or in a quoted attribute.
 
-  Bytes of a file name that are no UTF-8 become question marks.
+  It is shown on one line, as `names.shown` has it.
   """
-  return html.escape(str(text).encode('utf-8', 'replace').decode('utf-8'))
+  return html.escape(names.shown(text))
 
 
 def fill(template: str, **fields: str) -> str:

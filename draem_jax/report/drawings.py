@@ -4,7 +4,7 @@ import logging
 import pathlib
 
 from draem_jax.evaluate import Evaluation
-from draem_jax.pictures import panels, plots
+from draem_jax.pictures import naming, panels, plots
 
 _log = logging.getLogger(__name__)
 
@@ -21,6 +21,9 @@ def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
     return
   folder, threshold = pathlib.Path(folder), evaluation.thresholds.image
   _log.info('drawing %d panels', len(evaluation.labels))
+  # As a rule all are in one folder, whose name tells nothing.
+  tops = {file[: file.find('/') + 1] for file in category.test_files}
+  common = len(tops.pop()) if len(tops) == 1 else 0
   for index, file in enumerate(category.test_files):
     panel = panels.panel(
       image=category.test_images[index],
@@ -36,7 +39,7 @@ def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
       name=file,
     )
     # 'test/crack/000.png' becomes 'panels/crack/000.png'.
-    picture = pathlib.Path(*pathlib.Path(file).parts[1:]).with_suffix('.png')
+    picture = naming.picture_name(file[common:])
     panels.save_png(folder / 'panels' / picture, panel)
   gallery = panels.mistakes_gallery(
     images=category.test_images,

@@ -17,7 +17,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from draem_jax import paper
+from draem_jax import names, paper
 from draem_jax.errors import UserError
 from draem_jax.evaluate import Evaluation
 from draem_jax.metrics import METRICS
@@ -134,6 +134,9 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  lines = [
+    [names.shown(cell).replace('|', '\\|') for cell in line] for line in lines
+  ]
   widths = [
     max(map(len, column)) for column in zip(header, *lines, strict=True)
   ]

@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from draem_jax import names
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | pathlib.Path) -> Iterator[BinaryIO]:
@@ -21,7 +23,7 @@ def atomic_file(path: str | pathlib.Path) -> Iterator[BinaryIO]:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   # Made by `open`, so that the user's umask says who may read it.
-  temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}')
+  temporary = names.partial(path, f'-{secrets.token_hex(4)}')
   try:
     with open(temporary, 'xb') as file:
       yield file
@@ -38,8 +40,8 @@ def write_bytes(path: str | pathlib.Path, content: bytes) -> None:
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:
-  """Writes `text` as UTF-8, whole or not at all."""
-  write_bytes(path, text.encode())
+  """Writes `text` as UTF-8, whole or not at all; names keep their bytes."""
+  write_bytes(path, names.to_bytes(text))
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -104,6 +105,36 @@ def test_second_load_reads_what_was_prepared(data_dir, monkeypatch):
   np.testing.assert_array_equal(first.test_images, again.test_images)
   np.testing.assert_array_equal(first.test_masks, again.test_masks)
   assert load(data_dir, size=32).train_images.shape == (3, 32, 32, 3)
+
+
+def test_names_of_any_bytes(data_dir):
+  part, gbk = data_dir / 'part', os.fsdecode('瓶'.encode('gbk'))
+  odd = [gbk, 'two\nlines', 'x' * 246, 'a, "b"']
+  for name in odd:
+    write(part / f'train/good/{name}.png', picture(100))
+    write(part / f'test/{gbk}/{name}.png', picture(100))
+    write(part / f'ground_truth/{gbk}/{name}_mask.png', defect_mask())
+  loaded = load(data_dir)
+  assert {f'train/good/{name}.png' for name in odd} < set(loaded.train_files)
+  assert {f'test/{gbk}/{name}.png' for name in odd} < set(loaded.test_files)
+  assert loaded.test_defects.count(gbk) == len(odd)
+  assert loaded.test_masks.any(axis=(1, 2)).sum() == 3 + len(odd)
+  # And of the category itself.
+  for name in (gbk, 'y' * 255, 'two\nlines'):
+    shutil.copytree(part, data_dir / name)
+    assert len(load(data_dir, name).train_files) == 3 + len(odd)
+
+
+def test_a_mask_that_came_by_way_of_another_system(data_dir):
+  composed, split = (
+    unicodedata.normalize(form, 'é') for form in ('NFC', 'NFD')
+  )
+  part = data_dir / 'part'
+  write(part / f'test/dent/{composed}.png', picture(100))
+  write(part / f'ground_truth/dent/{split}_mask.png', defect_mask())
+  loaded = load(data_dir)
+  place = loaded.test_files.index(f'test/dent/{composed}.png')
+  assert loaded.test_masks[place].any()
 
 
 def test_changed_files_are_prepared_anew(data_dir):

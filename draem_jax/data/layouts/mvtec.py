@@ -11,6 +11,7 @@ import pathlib
 from draem_jax.data import images
 from draem_jax.data.layouts.contents import Contents, Member, list_images
 from draem_jax.errors import UserError
+from draem_jax.names import canonical
 
 EXPECTED = '<category>/train/good/*.png'
 GOOD = 'good'
@@ -107,8 +108,8 @@ def _lonely_mask(mask: str, folder: pathlib.Path, defect: str) -> UserError:
 
 
 def _stem(name: str) -> str:
-  """The name, folders included, without its suffix."""
-  return pathlib.PurePosixPath(name).with_suffix('').as_posix()
+  """The name, folders included, without its suffix, as names are compared."""
+  return canonical(pathlib.PurePosixPath(name).with_suffix('').as_posix())
 
 
 def _list_folders(folder: pathlib.Path) -> list[str]:

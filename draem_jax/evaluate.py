@@ -78,17 +78,13 @@ class Evaluation:
       content |= {
         'threshold': self.thresholds.image,
         'threshold_source': self.thresholds.source,
-        'true_positive_rate': self.rates.true_positive_rate,
-        'false_positive_rate': self.rates.false_positive_rate,
-        'true_negative_rate': self.rates.true_negative_rate,
-        'accuracy': self.rates.accuracy,
-        'f1': self.rates.f1,
+        **{key: getattr(self.rates, key) for key in metrics.RATES},
         'best_f1': self.best_f1,
         'best_f1_threshold': self.best_f1_threshold,
       }
       content |= {
-        f'best_f1_{key}': getattr(self.best_f1_rates, key, None)
-        for key in ('true_positive_rate', 'true_negative_rate', 'accuracy')
+        metrics.at_best_f1(key): getattr(self.best_f1_rates, key, None)
+        for key in metrics.PAPER_RATES
       }
     return content
 

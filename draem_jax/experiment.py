@@ -208,6 +208,7 @@ def _evaluate(
   row = results.write(
     workdir,
     evaluation,
+    networks=config['model']['name'],
     steps=trainer.num_steps,
     timing={
       'train_seconds': round(lines.seconds, 1),

@@ -81,6 +81,29 @@ class Rates(NamedTuple):
   false_negatives: int
 
 
+class Rate(NamedTuple):
+  """What a field of `Rates` is called: in a sentence, and over a column."""
+
+  name: str
+  short: str
+
+
+RATES = {
+  'true_positive_rate': Rate('true positive rate', 'TPR'),
+  'false_positive_rate': Rate('false positive rate', 'FPR'),
+  'true_negative_rate': Rate('true negative rate', 'TNR'),
+  'accuracy': Rate('accuracy', 'CA'),
+  'f1': Rate('F1', 'F1'),
+}
+# Those of table 4.
+PAPER_RATES = ('true_positive_rate', 'true_negative_rate', 'accuracy')
+
+
+def at_best_f1(key: str) -> str:
+  """The key in `results.json` of a rate at the threshold of best F1."""
+  return 'best_f1' if key == 'f1' else f'best_f1_{key}'
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
   """A test split with its curves: all that a metric may be computed from.

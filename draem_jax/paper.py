@@ -196,5 +196,8 @@ AVERAGES = {
   for system, value in TABLE1_AVERAGES.items()
 }
 
+# Which system networks are, by their name in a config.
+SYSTEM_OF = {'draem': OURS, 'riad': 'RIAD', 'bozic': 'Božič et al.'}
+
 # DRÆM by category.
 DRAEM = PUBLISHED[OURS]

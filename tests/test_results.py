@@ -59,6 +59,20 @@ def test_average_is_over_what_exists_and_the_papers_over_all():
   assert results.average([*rows, row('pens', 0.9)])[1] == {}
 
 
+def test_other_networks_are_not_compared_with_draem():
+  rows = [row(name, 0.5) | {'networks': 'riad'} for name in ('bottle', 'cable')]
+  table = results.format_table(rows).splitlines()
+  # Table 1 of RIAD: 99.9 and 81.9.
+  assert [cells(line)[1] for line in table[2:]] == [
+    '50.0 (99.9)',
+    '50.0 (81.9)',
+    '50.0 (90.9)',
+  ]
+  rows[1]['networks'] = 'discriminative'
+  assert results.published(rows[1]) == {}
+  assert results.average(rows)[1] == {}
+
+
 def systems_of(path):
   """The cells of the table of systems, by the system, and the note."""
   _, _, text = path.read_text().partition('## Published systems\n\n')
@@ -107,13 +121,13 @@ def test_the_ten_classes_of_dagm_have_table_4(tmp_path):
   rows[0] |= {'accuracy': 0.0}
   results.write_table(path, rows)
   table, note = systems_of(path)
-  assert table['system'] == ['image AUROC', 'TPR', 'TNR', 'accuracy']
+  assert table['system'] == ['image AUROC', 'TPR', 'TNR', 'CA']
   assert table['MAD'] == ['82.4', '78.7', '85.7', '66.2'] and '84.8' in note
   assert table['CADN'] == ['-', '-', '-', '89.1']
   assert table['These runs'] == ['50.0', '0.0', '25.0', '45.0']
   assert table['These runs, best F1'] == ['50.0', '0.0', '10.0', '20.0']
   assert results.average(rows)[1] == {'image_auroc': 0.99}
-  assert results.published('Class1') == {}
+  assert results.published({'category': 'Class1'}) == {}
   # The rates are missing in what an older version evaluated.
   results.write_table(path, [row(name, 0.5) for name in paper.DAGM_CLASSES])
   assert list(systems_of(path)[0].values())[-1] == ['50.0', '-', '-', '-']

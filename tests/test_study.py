@@ -19,8 +19,8 @@ from draem_jax import config as config_lib
 from draem_jax import interrupt, paper, study
 from draem_jax.configs import ablations, figure9, mvtec, table3
 from draem_jax.errors import UserError
+from draem_jax.studies import cells, plan, state, tables, workers
 from draem_jax.studies import figure9 as figure9_plot
-from draem_jax.studies import plan, state, tables, workers
 from draem_jax.studies.state import State
 from draem_jax.workdir import lock
 
@@ -208,7 +208,7 @@ def test_a_cell_is_the_mean_of_categories_then_of_seeds():
     )
     for seed in range(3)
   ]
-  found = tables.cell(results, 'rect', CATEGORIES, 'image_auroc')
+  found = cells.cell(results, 'rect', CATEGORIES, 'image_auroc')
   assert found.mean == pytest.approx(statistics.mean(averages))
   assert found.deviation == pytest.approx(statistics.stdev(averages))
   assert (found.seeds, found.categories) == (3, 2)
@@ -218,7 +218,7 @@ def test_a_seed_that_lacks_a_category_does_not_count():
   results = make_results()
   del results['rect', 'wood', 2]
   whole = {key: value for key, value in results.items() if key[2] != 2}
-  assert tables.cell(results, 'rect', CATEGORIES, 'pixel_ap') == tables.cell(
+  assert cells.cell(results, 'rect', CATEGORIES, 'pixel_ap') == cells.cell(
     whole, 'rect', CATEGORIES, 'pixel_ap'
   )
 
@@ -228,13 +228,13 @@ def test_without_a_whole_seed_the_categories_that_are_there_count():
     ('rect', 'bottle', seed): {'image_auroc': value}
     for seed, value in enumerate((0.8, 0.9))
   }
-  found = tables.cell(results, 'rect', CATEGORIES, 'image_auroc')
+  found = cells.cell(results, 'rect', CATEGORIES, 'image_auroc')
   assert found.mean == pytest.approx(0.85)
   assert found.deviation is None
   assert (found.seeds, found.categories) == (2, 1)
-  assert tables.cell({}, 'rect', CATEGORIES, 'image_auroc').mean is None
+  assert cells.cell({}, 'rect', CATEGORIES, 'image_auroc').mean is None
   none = {('rect', 'bottle', 0): {'image_auroc': None}}
-  assert tables.cell(none, 'rect', CATEGORIES, 'image_auroc').mean is None
+  assert cells.cell(none, 'rect', CATEGORIES, 'image_auroc').mean is None
 
 
 def write_tables(folder, results, names=('table3',), rows=('draem', 'rect')):

@@ -6,27 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from draem_jax import names
-from draem_jax.metrics import METRICS
+from draem_jax.metrics import METRICS, PAPER_RATES, RATES, at_best_f1
 from draem_jax.report import document, numbers, results, systems
 from draem_jax.report.document import escape
 from draem_jax.workdir import storage
 
 # What a row says of the detector's threshold, beside the metrics, and of the
-# threshold of best F1.
-_TPR = '<abbr title="True positive rate">TPR</abbr>'
-_FPR = '<abbr title="False positive rate">FPR</abbr>'
-_TNR = '<abbr title="True negative rate">TNR</abbr>'
-_ACCURACY = '<abbr title="CA in the paper">Accuracy</abbr>'
+# threshold of best F1: the headings of the columns, as HTML.
+_NAMES = {
+  key: short if short == name else f'<abbr title="{name}">{short}</abbr>'
+  for key, (name, short) in RATES.items()
+}
 _RATES = {
-  'true_positive_rate': _TPR,
-  'false_positive_rate': _FPR,
-  'true_negative_rate': _TNR,
-  'accuracy': _ACCURACY,
-  'f1': 'F1',
-  'best_f1': 'Best F1',
-  'best_f1_true_positive_rate': f'{_TPR} at it',
-  'best_f1_true_negative_rate': f'{_TNR} at it',
-  'best_f1_accuracy': f'{_ACCURACY} at it',
+  **_NAMES,
+  at_best_f1('f1'): 'Best F1',
+  **{at_best_f1(key): f'{_NAMES[key]} at it' for key in PAPER_RATES},
 }
 
 
@@ -87,7 +81,7 @@ def _table(
   averages: Mapping[str, float | None],
   paper: Mapping[str, float],
 ) -> str:
-  papers = [results.published(row['category']) for row in rows]
+  papers = [results.published(row) for row in rows]
   lows = {
     key: numbers.lowest(one.get(key) for one in (*rows, *papers))
     for key in METRICS
@@ -121,11 +115,10 @@ def _table(
 
 def _name(folder: pathlib.Path, category: str) -> str:
   """The category, as a link where it has a report."""
-  if not (folder / category / 'report.html').exists():
+  name = names.folder(category)
+  if not (folder / name / 'report.html').exists():
     return escape(category)
-  target = (
-    f'{urllib.parse.quote(names.to_bytes(category), safe="")}/report.html'
-  )
+  target = f'{urllib.parse.quote(name, safe="")}/report.html'
   return f'<a href="{target}">{escape(category)}</a>'
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from draem_jax import config as config_lib
 from draem_jax.configs import mvtec
+from draem_jax.metrics import PAPER_RATES, RATES, at_best_f1
 from draem_jax.report import numbers, results
 from draem_jax.report.document import escape
 from draem_jax.workdir.thresholds import Thresholds
@@ -25,19 +26,8 @@ _READ_FIELDS = (
 # Chance and places, which are no part of a recipe.
 _NO_RECIPE = ('category', 'seed', 'data.dir', 'data.tfds_dir')
 # What a row says of the detector's threshold, and of the one of best F1.
-_RATES = {
-  'true_positive_rate': 'true positive rate',
-  'false_positive_rate': 'false positive rate',
-  'true_negative_rate': 'true negative rate',
-  'accuracy': 'accuracy',
-  'f1': 'F1',
-}
-_BEST_RATES = {
-  'best_f1_true_positive_rate': 'true positive rate',
-  'best_f1_true_negative_rate': 'true negative rate',
-  'best_f1_accuracy': 'accuracy',
-  'best_f1': 'F1',
-}
+_RATES = {key: rate.name for key, rate in RATES.items()}
+_BEST_RATES = {at_best_f1(key): RATES[key].name for key in (*PAPER_RATES, 'f1')}
 # The networks that are not called like the one width they have.
 _WIDTHS = {
   'draem': ('reconstructive', 'discriminative'),
@@ -77,7 +67,7 @@ def comparability(row: Mapping[str, Any], config: Mapping[str, Any]) -> str:
   Returns:
     HTML, empty for categories that are not in the paper.
   """
-  if not results.published(row['category']):
+  if not results.published(row):
     return ''
   text = numbers.paper_note()
   recipe, release = paper_recipe(), release_recipe()

@@ -85,7 +85,7 @@ def table(row: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
     row: of the run, as `results` describes it.
     reasons: why a metric is missing, by key.
   """
-  paper = results.published(row['category'])
+  paper = results.published(row)
   low = lowest([*(row.get(key) for key in METRICS), *paper.values()])
   lines = []
   for key, metric in METRICS.items():

@@ -20,20 +20,15 @@ from typing import Any
 from draem_jax import names, paper
 from draem_jax.errors import UserError
 from draem_jax.evaluate import Evaluation
-from draem_jax.metrics import METRICS
+from draem_jax.metrics import METRICS, PAPER_RATES, RATES, at_best_f1
 from draem_jax.report import systems
 from draem_jax.workdir import storage
 
 _RESULTS, _TIMING = 'results.json', 'timing.json'
 # What two thresholds do, the detector's and the one of best F1. It stands in a
 # table in the place of pixel metrics where no category has any.
-RATES = {
-  'true_positive_rate': 'TPR',
-  'true_negative_rate': 'TNR',
-  'accuracy': 'accuracy',
-  'best_f1_true_positive_rate': 'TPR at best F1',
-  'best_f1_true_negative_rate': 'TNR at best F1',
-  'best_f1_accuracy': 'accuracy at best F1',
+AT_THRESHOLDS = {key: RATES[key].short for key in PAPER_RATES} | {
+  at_best_f1(key): f'{RATES[key].short} at best F1' for key in PAPER_RATES
 }
 
 
@@ -41,6 +36,7 @@ def write(
   workdir: str | pathlib.Path,
   evaluation: Evaluation,
   *,
+  networks: str = 'draem',
   steps: int,
   timing: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -49,6 +45,7 @@ def write(
   Args:
     workdir: the folder of the run.
     evaluation: of its test split.
+    networks: the name of its networks.
     steps: number of steps it was trained.
     timing: what was measured of the machine: `train_seconds`,
       `images_per_second` and `device`.
@@ -57,7 +54,11 @@ def write(
     The row of the run.
   """
   workdir = pathlib.Path(workdir)
-  content = {'category': evaluation.category.name, 'steps': steps}
+  content = {
+    'category': evaluation.category.name,
+    'networks': networks,
+    'steps': steps,
+  }
   content |= evaluation.results()
   storage.write_json(workdir / _RESULTS, content)
   storage.write_json(workdir / _TIMING, dict(timing))
@@ -93,9 +94,18 @@ def read(workdir: str | pathlib.Path) -> dict[str, Any]:
   return dict.fromkeys(METRICS) | row
 
 
-def published(category: str) -> dict[str, float]:
-  """The paper's metrics of a category by key, in [0, 1]; none of others."""
-  return systems.of_category(category).get(paper.OURS, {})
+def published(row: Mapping[str, Any]) -> dict[str, float]:
+  """What the paper has of the same system and category, in [0, 1], by key.
+
+  Args:
+    row: of the run. Where it does not name its networks, they are DRÆM's; of
+      networks that the paper has no such numbers of there are none.
+  """
+  return systems.of_category(row['category']).get(_system(row), {})
+
+
+def _system(row: Mapping[str, Any]) -> str | None:
+  return paper.SYSTEM_OF.get(row.get('networks', 'draem'))
 
 
 def average(
@@ -104,12 +114,14 @@ def average(
   """Averages of each metric and rate over the categories that have it.
 
   Returns:
-    Ours, None where no category has it; and the paper's metrics, which there
-    are only when all categories are among its 15, or are the classes of DAGM.
+    Ours, None where no category has it; and the paper's metrics of the same
+    system, which there are only when all categories are among its 15, or are
+    the classes of DAGM.
   """
-  ours = {key: systems.average(rows, key) for key in (*METRICS, *RATES)}
+  ours = {key: systems.average(rows, key) for key in (*METRICS, *AT_THRESHOLDS)}
   theirs = systems.of_average([row['category'] for row in rows])
-  theirs = theirs.get(paper.OURS, {})
+  of = set(map(_system, rows))
+  theirs = theirs.get(of.pop(), {}) if len(of) == 1 else {}
   return ours, {key: theirs[key] for key in METRICS if key in theirs}
 
 
@@ -125,8 +137,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
   columns = _columns(rows)
   header = ['category', *columns.values()]
   lines = [
-    [row['category'], *_cells(row, published(row['category']), columns)]
-    for row in rows
+    [row['category'], *_cells(row, published(row), columns)] for row in rows
   ]
   if len(rows) > 1:
     lines.append(['average', *_cells(*average(rows), columns)])
@@ -204,9 +215,11 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   of_pixels = [key for key in METRICS if METRICS[key].level == 'pixel']
   if any(row.get(key) is not None for row in rows for key in of_pixels):
     return names
-  if all(row.get(key) is None for row in rows for key in RATES):
+  if all(row.get(key) is None for row in rows for key in AT_THRESHOLDS):
     return names
-  return {key: names[key] for key in names if key not in of_pixels} | RATES
+  return {
+    key: names[key] for key in names if key not in of_pixels
+  } | AT_THRESHOLDS
 
 
 def _cells(

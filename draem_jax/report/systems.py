@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from draem_jax import paper
-from draem_jax.metrics import METRICS
+from draem_jax.metrics import METRICS, PAPER_RATES, RATES, at_best_f1
 
 # The fields of a `paper.Table4Row` by the key in `results.json`.
 _TABLE4 = {
@@ -15,12 +15,9 @@ _TABLE4 = {
   'accuracy': 'accuracy',
 }
 _TABLE4_COLUMNS = {
-  'image_auroc': 'image AUROC',
-  'true_positive_rate': 'TPR',
-  'true_negative_rate': 'TNR',
-  'accuracy': 'accuracy',
+  'image_auroc': METRICS['image_auroc'].name,
+  **{key: RATES[key].short for key in PAPER_RATES},
 }
-_AT_BEST_F1 = 'best_f1_'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,15 +107,16 @@ def beside_average(rows: Sequence[Mapping[str, Any]]) -> Beside | None:
   if not published:
     return None
   if _is_dagm(categories):
-    prefixes = {
-      'These runs': '',
-      'These runs, best F1': _AT_BEST_F1,
-    }
+    # The area under the curve is of no threshold.
+    best = {key: at_best_f1(key) for key in PAPER_RATES}
     return Beside(
       columns=_TABLE4_COLUMNS,
       published=published,
       ours={
-        name: _dagm_average(rows, prefix) for name, prefix in prefixes.items()
+        'These runs': {key: average(rows, key) for key in _TABLE4},
+        'These runs, best F1': {
+          key: average(rows, best.get(key, key)) for key in _TABLE4
+        },
       },
       note=_dagm_note(),
     )
@@ -158,16 +156,6 @@ def _of_fields(values: Any, fields: Mapping[str, str]) -> dict[str, float]:
   """The values that there are, in [0, 1], by the key of their field."""
   found = {key: getattr(values, name) for key, name in fields.items()}
   return {key: value / 100 for key, value in found.items() if value is not None}
-
-
-def _dagm_average(
-  rows: Sequence[Mapping[str, Any]], prefix: str
-) -> dict[str, float | None]:
-  # The area under the curve is of no threshold.
-  return {
-    key: average(rows, key if key == 'image_auroc' else f'{prefix}{key}')
-    for key in _TABLE4
-  }
 
 
 def _note(categories: Sequence[str]) -> str:

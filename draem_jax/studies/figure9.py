@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from draem_jax.metrics import METRICS
 from draem_jax.pictures import plots
-from draem_jax.studies.tables import TABLES, Results, cell
+from draem_jax.studies.cells import Results, cell
+from draem_jax.studies.tables import TABLES
 
 FILE = 'figure9.png'
 _KINDS = {

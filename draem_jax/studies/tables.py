@@ -1,37 +1,19 @@
-"""What a study ends with: tables of its runs beside the published numbers.
-
-A number of the runs is a mean over the categories and then over the seeds; the
-standard deviation behind it is that of the seeds (of a sample, n - 1). Seeds
-that lack a category count only where no seed is whole.
-"""
+"""What a study ends with: tables of its runs beside the published numbers."""
 
 import base64
 import csv
 import dataclasses
 import io
 import pathlib
-import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from draem_jax import paper
-from draem_jax.metrics import METRICS
+from draem_jax.metrics import METRICS, PAPER_RATES, RATES, at_best_f1
 from draem_jax.report import document, numbers
 from draem_jax.report.document import escape
+from draem_jax.studies.cells import Cell, Results, cell
 from draem_jax.workdir import storage
-
-# Results of the finished runs by row, category and seed.
-Results = Mapping[tuple[str, str, int], Mapping[str, Any]]
-
-# The systems of tables 1, 2 and 4 that are rows of a study, by the row's name.
-_SYSTEMS = {'draem': paper.OURS, 'riad': 'RIAD', 'bozic': 'Božič et al.'}
-
-# Numbers that are no metrics of `METRICS`, by key in `results.json`.
-_RATES = {
-  'true_positive_rate': 'TPR',
-  'true_negative_rate': 'TNR',
-  'accuracy': 'CA',
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +79,12 @@ TABLES = {
   ),
   'table4': Table(
     'Table 4: DAGM',
-    ('image_auroc', 'true_positive_rate', 'true_negative_rate', 'accuracy'),
+    ('image_auroc', *PAPER_RATES),
     published={name: tuple(row[:4]) for name, row in paper.TABLE4.items()},
     variants={
-      'at the threshold of best F1': {key: f'best_f1_{key}' for key in _RATES},
+      'at the threshold of best F1': {
+        key: at_best_f1(key) for key in PAPER_RATES
+      },
     },
     note=paper.NOTES[4],
   ),
@@ -114,57 +98,6 @@ TABLES = {
     ),
   ),
 }
-
-
-class Cell(NamedTuple):
-  """What the runs say of one metric of one row.
-
-  Attributes:
-    mean: in [0, 1]; None if no run says anything.
-    deviation: the standard deviation over the seeds; None for one seed.
-    seeds: how many seeds the mean is over.
-    categories: how many categories it is over.
-  """
-
-  mean: float | None
-  deviation: float | None
-  seeds: int
-  categories: int
-
-
-def cell(
-  results: Results, row: str, categories: Sequence[str], key: str
-) -> Cell:
-  """Averages a metric of a row over categories, then over seeds.
-
-  Args:
-    results: of the runs that are finished.
-    row: whose runs count.
-    categories: those that count.
-    key: of the metric.
-  """
-  by_seed: dict[int, dict[str, float]] = {}
-  for (name, category, seed), values in results.items():
-    value = values.get(key)
-    if name == row and category in categories and value is not None:
-      by_seed.setdefault(seed, {})[category] = value
-  if not by_seed:
-    return Cell(None, None, 0, 0)
-  most = max(map(len, by_seed.values()))
-  if most == len(categories):
-    averages = [
-      statistics.fmean(values.values())
-      for values in by_seed.values()
-      if len(values) == most
-    ]
-    deviation = statistics.stdev(averages) if len(averages) > 1 else None
-    return Cell(statistics.fmean(averages), deviation, len(averages), most)
-  found: dict[str, list[float]] = {}
-  for values in by_seed.values():
-    for category, value in values.items():
-      found.setdefault(category, []).append(value)
-  mean = statistics.fmean(map(statistics.fmean, found.values()))
-  return Cell(mean, None, min(map(len, found.values())), len(found))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,7 +234,7 @@ def _row_sheet(
     lines += [
       [_system_name(system), *(_percent(value) for value in values)]
       for system, values in table.published.items()
-      if system not in {*rows, *map(_SYSTEMS.get, rows)}
+      if system not in {*rows, *map(paper.SYSTEM_OF.get, rows)}
     ]
   partial = _partial(results, rows, categories, table.metrics[0])
   return Sheet(title + partial, columns, lines, ours)
@@ -368,7 +301,7 @@ def _notes(
 
 
 def _metric_name(key: str) -> str:
-  return METRICS[key].name if key in METRICS else _RATES[key]
+  return METRICS[key].name if key in METRICS else RATES[key].short
 
 
 def _percent(value: float | None) -> str:
@@ -439,7 +372,7 @@ def _keys(table: Table) -> list[str]:
 
 def _of_row(table: Table, row: str) -> Any:
   """What the paper has of a row: by its name, or that of its system."""
-  name = row if row in table.published else _SYSTEMS.get(row)
+  name = row if row in table.published else paper.SYSTEM_OF.get(row)
   return table.published.get(name)
 
 

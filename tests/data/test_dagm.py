@@ -302,7 +302,7 @@ def test_coarse_truth_is_drawn_and_no_pixel_is_compared(tmp_path):
 
 
 def row(category, value, **others):
-  keys = ('image_auroc', 'image_ap', *results.RATES)
+  keys = ('image_auroc', 'image_ap', *results.AT_THRESHOLDS)
   return {'category': category} | dict.fromkeys(keys, value) | others
 
 
@@ -315,8 +315,8 @@ def test_the_table_has_rates_in_the_place_of_pixels(tmp_path):
   results.write_table(tmp_path / 'results.md', rows)
   lines = (tmp_path / 'results.md').read_text().splitlines()
   assert cells(lines[-5]) == [
-    *('category', 'image AUROC', 'image AP', 'TPR', 'TNR', 'accuracy'),
-    *('TPR at best F1', 'TNR at best F1', 'accuracy at best F1'),
+    *('category', 'image AUROC', 'image AP', 'TPR', 'TNR', 'CA'),
+    *('TPR at best F1', 'TNR at best F1', 'CA at best F1'),
   ]
   # Unweighted over the classes.
   assert cells(lines[-1]) == [
@@ -391,7 +391,7 @@ def test_a_run_has_the_numbers_of_table_4(run):
     )
     assert accuracy == pytest.approx((tpr + tnr) / 2)  # Four of each kind.
   assert written['false_positive_rate'] == 1 - written['true_negative_rate']
-  assert 'accuracy at best F1' in results.format_table([found])
+  assert 'CA at best F1' in results.format_table([found])
   config = json.loads((workdir / 'config.json').read_text())
   assert config['config']['eval']['holdout'] == 0
 
@@ -402,7 +402,7 @@ def test_a_run_shows_the_ellipses(run):
   assert panels.OUTLINE_COLOR == '#56E0FF'
   outlined = []
   for number in range(1, 9):
-    with Image.open(workdir / f'figures/panels/{number:04}.png') as panel:
+    with Image.open(workdir / f'figures/panels/{number:04}.PNG.png') as panel:
       outlined.append(bool((np.asarray(panel) == color).all(-1).any()))
   assert outlined == 4 * [False, True]
   text = (workdir / 'report.html').read_text()

@@ -5,8 +5,9 @@
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import config_dict
@@ -39,63 +40,136 @@ class Field:
   shapes_weights: bool = True
 
 
-def _text(default: str, **options: Any) -> Field:
-  holds = lambda value: isinstance(value, str)
-  return Field(default, holds, 'take text', **options)
+# Steps are counted in 32 bits; other numbers need no more.
+_MOST = 2**31 - 1
+# What no machine has the memory for.
+_LARGEST_IMAGE, _LARGEST_BATCH, _WIDEST = 8192, 65536, 4096
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255  # Bytes, where a system says so.
+
+
+def _is_number(value: Any) -> bool:
+  """Whether a value is a finite number, as the devices have it, too."""
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and abs(value) < 3e38
+
+
+def _is_list(value: Any) -> bool:
+  return isinstance(value, list | tuple)
+
+
+def _folder(
+  default: str, *, may_be_empty: bool = False, **options: Any
+) -> Field:
+  """A path, or a word that stands for one."""
+
+  def holds(value: Any) -> bool:
+    if not isinstance(value, str) or '\0' in value:
+      return False
+    path = os.fsencode(value)
+    parts = path.split(b'/')
+    return (
+      (may_be_empty or bool(path))
+      and len(path) <= _LONGEST_PATH
+      and max(map(len, parts)) <= _LONGEST_NAME
+    )
+
+  return Field(default, holds, 'take the name of a folder', **options)
+
+
+def _name(default: str, **options: Any) -> Field:
+  """The name of one folder in another."""
+  inner = _folder(default)
+
+  def holds(value: Any) -> bool:
+    return inner.holds(value) and value not in ('.', '..') and '/' not in value
+
+  remedy = 'take the name of a folder in config.data.dir, without slashes'
+  return Field(default, holds, remedy, **options)
 
 
 def _one_of(default: str, *choices: str, **options: Any) -> Field:
   remedy = f'take one of {", ".join(choices)}'
-  return Field(default, lambda value: value in choices, remedy, **options)
+  return Field(
+    default,
+    lambda value: isinstance(value, str) and value in choices,
+    remedy,
+    **options,
+  )
 
 
-def _whole(default: int, least: int, **options: Any) -> Field:
-  holds = lambda value: value == int(value) and value >= least
-  return Field(default, holds, f'take {least} or more, whole', **options)
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(
+  default: int, least: int, most: int = _MOST, **options: Any
+) -> Field:
+  holds = lambda value: _is_whole(value) and least <= value <= most
+
+  def remedy(value: Any) -> str:
+    if _is_whole(value) and value > most:
+      return f'take {most} or less'
+    return f'take {least} or more, whole'
+
+  return Field(default, holds, remedy, **options)
 
 
 def _positive(default: float, **options: Any) -> Field:
-  holds = lambda value: 0 < value < math.inf
+  # What is less is 0 on the devices.
+  holds = lambda value: _is_number(value) and value > 1e-37
   return Field(default, holds, 'take more than 0', **options)
 
 
 def _not_negative(default: float, **options: Any) -> Field:
-  holds = lambda value: 0 <= value < math.inf
+  holds = lambda value: _is_number(value) and value >= 0
   return Field(default, holds, 'take 0 or more', **options)
 
 
 def _share(default: float, **options: Any) -> Field:
-  holds = lambda value: 0 <= value <= 1
+  holds = lambda value: _is_number(value) and 0 <= value <= 1
   return Field(default, holds, 'take 0 to 1', **options)
 
 
 def _below_one(default: float, **options: Any) -> Field:
-  holds = lambda value: 0 <= value < 1
+  holds = lambda value: _is_number(value) and 0 <= value < 1
   return Field(default, holds, 'take 0 to below 1', **options)
 
 
 def _interval(
   default: tuple[float, float],
-  least: float = -math.inf,
-  most: float = math.inf,
+  least: float,
+  most: float,
+  *,
+  whole: bool = False,
   **options: Any,
 ) -> Field:
   """An interval (low, high) inside [least, most]."""
+  fits = _is_whole if whole else _is_number
 
   def holds(value: Any) -> bool:
-    return len(value) == 2 and least <= value[0] <= value[1] <= most
+    return (
+      _is_list(value)
+      and len(value) == 2
+      and all(map(fits, value))
+      and least <= value[0] <= value[1] <= most
+    )
 
-  remedy = 'take an interval (low, high)'
-  if not math.isinf(least):
-    remedy += f', {least:g} or more'
+  numbers = ' of whole numbers' if whole else ''
+  remedy = f'take an interval (low, high){numbers}, in {least:g} to {most:g}'
   return Field(default, holds, remedy, **options)
 
 
 def _size(default: int) -> Field:
-  holds = lambda value: value >= 32 and value % 32 == 0
+  holds = lambda value: (
+    _is_whole(value) and 32 <= value <= _LARGEST_IMAGE and value % 32 == 0
+  )
 
   def remedy(value: Any) -> str:
-    near = max(32, round(value / 32) * 32)
+    near = default
+    if _is_number(value):
+      near = min(max(32, round(value / 32) * 32), _LARGEST_IMAGE)
+    if _is_whole(value) and value > _LARGEST_IMAGE:
+      return f'take {near} or less'
     return (
       'not a multiple of 32, which the pooling of the networks needs: take'
       f' {near}'
@@ -105,17 +179,20 @@ def _size(default: int) -> Field:
 
 
 FIELDS = {
-  'category': _text('bottle'),
+  'category': _name('bottle'),
   'image_size': _size(256),
-  'seed': _whole(0, 0),
+  # A key of JAX has no more bits: a higher one would be another again.
+  'seed': _whole(0, 0, 2**32 - 1),
   # Or 'bfloat16': parameters and losses stay float32.
   'dtype': _one_of('float32', 'float32', 'bfloat16'),
-  'data.dir': _text('data/mvtec_ad', shapes_weights=False),
+  'data.dir': _folder('data/mvtec_ad', shapes_weights=False),
   'data.layout': _one_of('mvtec', *LAYOUTS, shapes_weights=False),
-  # Where data sets are prepared, once.
-  'data.tfds_dir': _text('data/tfds', shapes_weights=False),
+  # Where data sets are prepared, once; '': in the workdir.
+  'data.tfds_dir': _folder(
+    'data/tfds', may_be_empty=True, shapes_weights=False
+  ),
   # Or 'builtin', or a folder of images.
-  'data.textures': _text('dtd', shapes_weights=False),
+  'data.textures': _folder('dtd', shapes_weights=False),
   # Sampled from them by the seed; 0: all.
   'data.num_textures': _whole(0, 0),
   # Of a device's memory; what takes more is fed from the host.
@@ -123,8 +200,8 @@ FIELDS = {
   # Of the host's memory; textures that take more are decoded when drawn.
   'data.max_host_share': _share(0.5, shapes_weights=False),
   'model.name': _one_of('draem', *models.MODELS),
-  'model.reconstructive_width': _whole(128, 1),
-  'model.discriminative_width': _whole(64, 1),
+  'model.reconstructive_width': _whole(128, 1, _WIDEST),
+  'model.discriminative_width': _whole(64, 1, _WIDEST),
   # A term of weight 0 is not computed.
   'loss.weights.l2': _not_negative(1.0),
   'loss.weights.ssim': _not_negative(1.0),
@@ -136,7 +213,7 @@ FIELDS = {
   'loss.schedule': _one_of('constant', *losses.SCHEDULES),
   # L of SSIM; 'from_batch' is the release's guess.
   'loss.data_range': _one_of('one', 'one', 'from_batch'),
-  'batch_size': _whole(8, 1),
+  'batch_size': _whole(8, 1, _LARGEST_BATCH),
   'num_epochs': _whole(700, 0),
   # Not 0: decides instead of the epochs. Both 0: only evaluates.
   'num_steps': _whole(0, 0),
@@ -147,21 +224,25 @@ FIELDS = {
   # Shares of the steps.
   'learning_rate_milestones': Field(
     (4 / 7, 6 / 7),
-    lambda value: all(0 <= share <= 1 for share in value),
-    'take shares of the steps, 0 to 1',
+    lambda value: (
+      _is_list(value)
+      and all(_is_number(share) and 0 <= share <= 1 for share in value)
+      and len(set(value)) == len(value)
+    ),
+    'take shares of the steps, 0 to 1, each once',
   ),
   # What an average of the weights keeps in a step; 0: there is none.
   'ema': _below_one(0.0),
   'simulator.mask': _one_of('perlin', *MASKS),
   'simulator.texture': _one_of('images', *TEXTURES),
   'simulator.rotation_probability': _share(1.0),
-  'simulator.rotation_degrees': _interval((-45.0, 45.0)),
+  'simulator.rotation_degrees': _interval((-45.0, 45.0), -360, 360),
   # "Sampled uniformly at random", says section 3.3, and not from where.
-  'simulator.threshold': _interval((0.3, 0.7)),
+  'simulator.threshold': _interval((0.3, 0.7), -10, 10),
   # Of 'rectangles', whose number and sides the paper does not tell: together
   # about as large as the masks of Perlin noise are in the release.
-  'simulator.rectangles': _interval((1, 4), least=1),
-  'simulator.rectangle_sides': _interval((0.05, 0.25), least=0, most=1),
+  'simulator.rectangles': _interval((1, 4), 1, 1000, whole=True),
+  'simulator.rectangle_sides': _interval((0.05, 0.25), 0, 1),
   'simulator.augmentations': Field(
     (
       'posterize',
@@ -172,29 +253,39 @@ FIELDS = {
       'color',
       'autocontrast',
     ),
-    lambda value: all(isinstance(name, str) for name in value),
+    lambda value: (
+      _is_list(value) and all(isinstance(name, str) for name in value)
+    ),
     'take names of operations',
   ),
   'simulator.num_augmentations': _whole(3, 0),
-  'simulator.opacity': _interval((0.1, 1.0), least=0, most=1),
+  'simulator.opacity': _interval((0.1, 1.0), 0, 1),
   'simulator.anomaly_probability': _share(0.5),
   'score.map': _one_of('softmax', *score.MAPS, shapes_weights=False),
   # 'window' is equation 5.
   'score.image': _one_of('window', *score.IMAGE_SCORES, shapes_weights=False),
   'score_window': Field(
     21,
-    lambda value: value > 0 and value % 2 == 1,
-    'take an odd one',
+    lambda value: (
+      _is_whole(value) and 0 < value < 2 * _LARGEST_IMAGE and value % 2 == 1
+    ),
+    f'take an odd one, below {2 * _LARGEST_IMAGE}',
     shapes_weights=False,
   ),
-  'eval.batch_size': _whole(16, 1, shapes_weights=False),
+  'eval.batch_size': _whole(16, 1, _LARGEST_BATCH, shapes_weights=False),
   # Share of a pixel that the ground truth must cover.
-  'eval.mask_threshold': _share(0.5, shapes_weights=False),
+  'eval.mask_threshold': Field(
+    0.5,
+    # Every pixel is covered by nothing, or more.
+    lambda value: _is_number(value) and 0 < value <= 1,
+    'take more than 0, to 1',
+    shapes_weights=False,
+  ),
   # Share of the good images kept out of the training, for the thresholds; -1:
   # 0 for the 15 categories of MVTec AD and the 10 of DAGM, 0.1 for any other.
   'eval.holdout': Field(
     0.0,
-    lambda value: value == -1 or 0 <= value < 1,
+    lambda value: _is_number(value) and (value == -1 or 0 <= value < 1),
     'take 0 to below 1, or -1 to let the category decide',
   ),
   # Of the scores of good images, and of their pixels.
@@ -218,10 +309,15 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
   """A nested config of plain values, with defaults for what it lacks.
 
   Configs that were stored may be older than some fields.
+
+  Raises:
+    UserError: if it has what is no field.
   """
   completed = {}
+  given = flatten(config)
+  _check_names(given)
   defaults = {name: field.default for name, field in FIELDS.items()}
-  for name, value in (defaults | flatten(config)).items():
+  for name, value in (defaults | given).items():
     *parents, last = name.split('.')
     place = completed
     for parent in parents:
@@ -246,19 +342,33 @@ def check(config: Mapping[str, Any]) -> None:
   """Checks what can be checked before any file is read.
 
   Raises:
-    UserError: for the first field whose value cannot work.
+    UserError: for the first field that is none or is missing, or whose value
+      cannot work.
   """
   values = flatten(config)
+  _check_names(values)
   for name, field in FIELDS.items():
+    if name not in values:
+      raise UserError(
+        f'config.{name} is missing: begin with what draem_jax.config.default()'
+        ' gives'
+      )
     value = values[name]
     try:
       holds = field.holds(value)
+    # Such as text that is no name of a file, or a number like 10**400.
     except (TypeError, ValueError, OverflowError):
       holds = False
     if not holds:
       remedy = field.remedy
       remedy = remedy if isinstance(remedy, str) else remedy(value)
-      raise UserError(f'config.{name}={value!r}: {remedy}')
+      raise UserError(f'config.{name}={_shown(value)}: {remedy}')
+  if config['image_size'] == 32 and config['batch_size'] == 1:
+    # The deepest layers would have one value of each channel.
+    raise UserError(
+      'config.batch_size=1 with config.image_size=32 leaves batch norm no'
+      ' variance: take 2 or more, or larger images'
+    )
   Options(**config['simulator'])
   _check_outputs(config)
 
@@ -298,3 +408,29 @@ def _check_outputs(config: Mapping[str, Any]) -> None:
       f'config.score.image={config["score"]["image"]!r}: the networks {name!r}'
       f' give no {needed}: take window'
     )
+
+
+def _check_names(names: Iterable[str]) -> None:
+  """Raises a `UserError` for the first name that is no field's."""
+  for name in names:
+    if name in FIELDS:
+      continue
+    if name.startswith('study.'):
+      raise UserError(
+        'config.study: this is a study and no run: run it with draem_jax.study'
+      )
+    near = difflib.get_close_matches(name, FIELDS, n=1)
+    hint = f'did you mean config.{near[0]}? T' if near else 't'
+    raise UserError(
+      f'config.{_shown(name)[1:-1]} is no field: {hint}ake it out, or the'
+      ' version of draem_jax that knows it'
+    )
+
+
+def _shown(value: Any) -> str:
+  """A value in a message: in a line, and not a long one."""
+  try:
+    text = repr(value)
+  except ValueError:  # Python shows no number of thousands of digits.
+    return 'a number of thousands of digits'
+  return text if len(text) <= 80 else f'{text[:80]}...'

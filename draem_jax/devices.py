@@ -6,7 +6,10 @@ over the mesh axis `'data'`. Batch norm under `jit` then sees the global batch,
 so that the number of devices changes nothing but the order of float sums.
 """
 
+import logging
 import os
+import pathlib
+import shutil
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +19,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
 
 from draem_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def start_distributed() -> None:
@@ -45,6 +50,51 @@ def start_distributed() -> None:
     environment.get('SLURM_STEP_NUM_TASKS', '1')
   ) > 1 or ',' in environment.get('TPU_WORKER_HOSTNAMES', ''):
     jax.distributed.initialize()
+
+
+def find() -> None:
+  """Finds the devices of this process, as the first that asks JAX for them.
+
+  Says so once if there is a GPU that JAX does not use.
+
+  Raises:
+    UserError: if there is none of the kind that `JAX_PLATFORMS` names.
+  """
+  wanted = os.environ.get('JAX_PLATFORMS', '')
+  try:
+    jax.devices()
+  # JAX raises an AssertionError without words where a plug-in finds nothing.
+  except (RuntimeError, AssertionError, ValueError) as error:
+    words = ' '.join(str(error).split())
+    raise UserError(
+      f'JAX_PLATFORMS={wanted}: JAX finds no such device'
+      f'{words and f" ({words:.300})"}: {_install(wanted)}, or unset'
+      ' JAX_PLATFORMS to run on what there is'
+    ) from error
+  hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
+  if (
+    jax.default_backend() == 'cpu' and not wanted and not hidden and _has_gpu()
+  ):
+    _log.warning(
+      'this machine has an NVIDIA GPU that JAX does not see: %s, or set'
+      ' JAX_PLATFORMS=cpu',
+      _install('cuda'),
+    )
+
+
+def _install(platform: str) -> str:
+  """How to install what JAX needs for a platform."""
+  packages = {'cuda': 'cuda13', 'gpu': 'cuda13', 'tpu': 'tpu'}
+  for name, extra in packages.items():
+    if name in platform:
+      return f"pip install 'jax[{extra}]'"
+  return 'install what it needs'
+
+
+def _has_gpu() -> bool:
+  """Whether the machine has a GPU of NVIDIA, by its driver."""
+  gpus = pathlib.Path('/proc/driver/nvidia/gpus')
+  return shutil.which('nvidia-smi') is not None or gpus.is_dir()
 
 
 def make_mesh(

@@ -21,12 +21,14 @@ from draem_jax.errors import UserError
 from draem_jax.report import drawings, results
 from draem_jax.simulator.textures import TEXTURES
 from draem_jax.training import train, writer
-from draem_jax.workdir import claim, lock
+from draem_jax.workdir import claim, lock, storage
 from draem_jax.workdir.thresholds import write_thresholds
 
 _log = logging.getLogger(__name__)
 
 BUILTIN = 'builtin'  # config.data.dir: the category that the package draws.
+# After these, networks that see no difference will not learn to.
+_ENOUGH_STEPS = 1000
 # By layout, what the paper trained on, of which it held nothing out.
 _PUBLISHED = {'mvtec': paper.CATEGORIES, 'dagm': paper.DAGM_CLASSES}
 
@@ -42,7 +44,8 @@ def train_and_evaluate(
 
   Returns:
     The row of the run, as `results` describes it; empty in the processes of a
-    cluster that do not write.
+    cluster that do not write. It has a `failure`, in words, if the training
+    came to nothing; all is written nevertheless.
 
   Raises:
     UserError: for what the user can mend, such as another process that writes
@@ -62,11 +65,17 @@ def train_and_evaluate(
   if devices.is_main_process():
     alone = lock.hold(workdir)
   with alone:
+    if devices.is_main_process():
+      storage.clear_partial(workdir, deep=True)
     return _run(config, workdir)
 
 
 def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   """Does what `train_and_evaluate` says, alone in `workdir`."""
+  mesh = devices.make_mesh(config['batch_size'])
+  memory = resident.device_memory(devices.replicated(mesh))
+  if memory is not None:
+    train.check_memory(config, memory, mesh.size)
   category, texture_images = _load(config, workdir)
   kept, held_out = split_holdout(
     category.train_images,
@@ -75,7 +84,6 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   )
   if devices.is_main_process():
     claim.claim(workdir, config, _fingerprint(config, kept, texture_images))
-  mesh = devices.make_mesh(config['batch_size'])
   placed = resident.put(
     {'training images': kept, 'textures': texture_images},
     devices.replicated(mesh),
@@ -205,11 +213,14 @@ def _evaluate(
   evaluation = evaluate.evaluate(
     detector, category, mask_threshold=config['eval']['mask_threshold']
   )
+  failure = train.find_divergence(config, lines.lines)
+  failure = failure or find_blindness(evaluation, steps=trainer.num_steps)
   row = results.write(
     workdir,
     evaluation,
     networks=config['model']['name'],
     steps=trainer.num_steps,
+    failure=failure,
     timing={
       'train_seconds': round(lines.seconds, 1),
       'images_per_second': writer.typical_rate(lines.lines),
@@ -219,6 +230,40 @@ def _evaluate(
   drawings.draw(workdir / 'figures', evaluation)
   report.write_report(workdir, evaluation, row)
   return row
+
+
+def find_blindness(
+  evaluation: evaluate.Evaluation, *, steps: int
+) -> str | None:
+  """Why networks are of no use, in words: that they see no difference.
+
+  Those that were trained for some steps only may see none yet, and are not at
+  fault, unless they are as sure as can be.
+
+  Args:
+    evaluation: of the test split.
+    steps: number of steps of the training; 0 if there was none.
+
+  Returns:
+    What is wrong; None if nothing is.
+  """
+  labels, scored = evaluation.labels, evaluation.scored
+  if scored is None or labels.all() or not labels.any():
+    return None
+  images = evaluation.category.test_images
+  if np.ptp(scored.score) or (images == images[0]).all():
+    return None
+  score = float(scored.score[0])
+  words = (
+    f'the detector tells nothing apart: each of {len(labels)} test images has'
+    f' the score {score:.3g}'
+  )
+  if steps and (score in (0, 1) or steps >= _ENOUGH_STEPS):
+    return (
+      f'{words}: train in another --workdir, with another config.learning_rate'
+    )
+  _log.warning('%s', words)
+  return None
 
 
 def load_category(

@@ -19,7 +19,7 @@ from absl import flags
 from jaxtyping import Array, Bool, Key, UInt8
 from ml_collections import config_flags
 
-from draem_jax import command, experiment, terminal
+from draem_jax import command, devices, experiment, terminal
 from draem_jax import config as config_lib
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
@@ -76,6 +76,7 @@ def main(argv: list[str]) -> None:
   output = command.expand(given.output or f'figures/figure{name}.png')
   if output.suffix.lower() != '.png':
     raise UserError(f'--output={output} is not the name of a PNG: end in .png')
+  devices.find()
   command.use_compilation_cache()
   sheet = figure.make()
   try:

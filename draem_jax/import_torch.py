@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from draem_jax import command, terminal
+from draem_jax import command, devices, terminal
 from draem_jax.torch_weights.convert import (
   CHANNEL_ORDERS,
   load_torch_checkpoint,
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
   command.required('reconstructive', 'discriminative', 'workdir')
   given = flags.FLAGS
   workdir = command.expand_workdir(given.workdir)
+  devices.find()
   variables = load_torch_checkpoint(
     given.reconstructive,
     given.discriminative,

@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
   if flags.FLAGS.config is None:
     raise UserError('--config is missing: try --config=configs/demo.py')
   devices.start_distributed()
+  devices.find()
   if not devices.is_main_process():
     command.be_quiet()
   command.use_compilation_cache()
@@ -65,6 +66,11 @@ def main(argv: list[str]) -> None:
     folder = '<category>/figures' if category == 'all' else 'figures'
     terminal.say(f'pictures: {workdir / folder}')
     terminal.say(f'report:   {workdir / "report.html"}')
+  failures = [
+    f'{row["category"]}: {row["failure"]}' for row in rows if row.get('failure')
+  ]
+  if failures:
+    raise command.Stopped('\n'.join(failures), 1)
 
 
 def _run_one(config: Any, category: str, workdir: pathlib.Path) -> Any:

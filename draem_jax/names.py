@@ -95,14 +95,13 @@ def folder(name: str) -> str:
   return shorten(plain, _mark(name) if odd else '')
 
 
-def partial(path: pathlib.Path, mark: str = '') -> pathlib.Path:
+def partial(path: pathlib.Path) -> pathlib.Path:
   """Where a file is written before it gets its name: hidden, in its folder.
 
   Args:
     path: the file's name, of any length.
-    mark: what tells two writers of the same file apart.
   """
-  return path.with_name(f'.{_mark(path.name)}{mark}.part')
+  return path.with_name(f'.{_mark(path.name)}.part')
 
 
 def _mark(name: str) -> str:

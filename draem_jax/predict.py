@@ -9,11 +9,17 @@ import pathlib
 
 from absl import flags
 
-from draem_jax import command, interrupt, terminal
+from draem_jax import command, devices, interrupt, terminal
 from draem_jax.data import files
 from draem_jax.detection import stream
 from draem_jax.detection.detector import Detector
-from draem_jax.detection.predictions import MAPS, OVERLAYS, TABLE, Predictions
+from draem_jax.detection.predictions import (
+  MAPS,
+  OVERLAYS,
+  TABLE,
+  Predictions,
+  leave_out_own,
+)
 from draem_jax.errors import UserError
 
 _log = logging.getLogger('draem_jax.predict')  # Run, it is '__main__'.
@@ -63,6 +69,8 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
   found = files.find_images(
     given.images, excluded=(output / OVERLAYS, output / MAPS)
   )
+  found = leave_out_own(found)
+  devices.find()
   command.use_compilation_cache()
   detector = Detector.load(workdir, batch_size=given.batch_size)
   if (given.threshold, given.pixel_threshold) != (None, None):

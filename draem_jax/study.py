@@ -5,13 +5,13 @@ python -m draem_jax.study --config=configs/table3.py --workdir=studies/table3
 
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from draem_jax import command, experiment, terminal
+from draem_jax import command, devices, experiment, terminal
 from draem_jax.data import layouts, textures
 from draem_jax.errors import UserError
 from draem_jax.report import results
@@ -68,8 +68,11 @@ def main(argv: list[str]) -> None:
   if given.only is not None:
     if given.only > len(runs):
       raise UserError(f'--only={given.only}: there are {len(runs)} runs')
+    devices.find()
     command.use_compilation_cache()
-    workers.run_here(runs[given.only - 1], workdir)
+    row = workers.run_here(runs[given.only - 1], workdir)
+    if row.get('failure'):
+      raise command.Stopped(row['failure'], 1)
     return
   crew = workers.Crew(
     runs,
@@ -78,14 +81,24 @@ def main(argv: list[str]) -> None:
     places=workers.find_places(given.processes),
   )
   failed = crew.work()
-  _write_tables(config, runs, workdir)
+  useless = _write_tables(config, runs, workdir)
+  ends = []
   if failed:
-    lines = ''.join(f'\n  {name}: {why}' for name, why in failed.items())
-    raise command.Stopped(
+    ends.append(
       f'{len(failed)} of {len(runs)} runs failed; the same command tries them'
-      f' again:{lines}',
-      1,
+      f' again:{_lines(failed)}'
     )
+  if useless:
+    ends.append(
+      f'{len(useless)} of {len(runs)} runs came to nothing, and stand in the'
+      f' tables all the same:{_lines(useless)}'
+    )
+  if ends:
+    raise command.Stopped('\n'.join(ends), 1)
+
+
+def _lines(reasons: Mapping[str, str]) -> str:
+  return ''.join(f'\n  {name}: {why}' for name, why in reasons.items())
 
 
 def _check(runs: Sequence[Run], workdir: pathlib.Path) -> None:
@@ -123,7 +136,8 @@ def _listing(runs: Sequence[Run], workdir: pathlib.Path) -> str:
 
 def _write_tables(
   config: dict[str, Any], runs: Sequence[Run], workdir: pathlib.Path
-) -> None:
+) -> dict[str, str]:
+  """Writes them; returns why runs came to nothing, by the name of the run."""
   study = config['study']
   rows = list(dict.fromkeys(run.row for run in runs))
   rows = [row for row in study['order'] if row in rows]
@@ -152,6 +166,11 @@ def _write_tables(
   terminal.say(*written.split('\n'))
   for name in files:
     terminal.say(f'{name}: {workdir / name}')
+  return {
+    run.name: finished[run.row, run.category, run.seed]['failure']
+    for run in runs
+    if finished.get((run.row, run.category, run.seed), {}).get('failure')
+  }
 
 
 def run() -> None:

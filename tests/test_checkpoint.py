@@ -1,6 +1,8 @@
+import logging
 import os
 import shutil
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,7 +128,10 @@ def test_a_save_cut_short_is_passed_over(tmp_path):
   save(tmp_path, 1)
   half = tmp_path / '2.orbax-checkpoint-tmp'
   (half / 'state').mkdir(parents=True)
+  restore_variables(tmp_path)
+  assert half.exists()
   assert restore(tmp_path)[0] == 1
+  assert names(tmp_path) == ['1']
 
 
 def test_another_width_is_named(tmp_path):
@@ -290,6 +295,59 @@ def test_a_renamed_field_of_an_array_is_damage(tmp_path):
     path.write_text(text.replace(old, new, 1))
     with pytest.raises(UserError, match='2 is damaged'):
       restore_variables(tmp_path)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_damage(tmp_path, value):
+  save(tmp_path, 1)
+  state = make_state(2)
+  state = state.replace(params=jax.tree.map(lambda x: x * value, state.params))
+  checkpointer = checkpoint.Checkpointer(tmp_path, keep=3)
+  checkpointer.save(2, state, state.evaluated)
+  checkpointer.close()
+  with pytest.raises(UserError, match='2 is damaged.*1 can be read'):
+    restore_variables(tmp_path)
+  assert restore(tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize(
+  ('file', 'text'),
+  [
+    ('variables/_METADATA', '[]'),
+    ('variables/_METADATA', '[' * 100_000),
+    ('variables/_METADATA', '{"tree_metadata": 3}'),
+    ('variables/array_metadatas/process_0', '[]'),
+    ('variables/array_metadatas/process_0', '{"array_metadatas": [3]}'),
+    ('checksums/metadata', '[]'),
+    ('checksums/metadata', '{"variables": 3, "state": 3}'),
+  ],
+)
+def test_json_of_another_shape_is_damage(tmp_path, file, text):
+  save(tmp_path, 1, 2)
+  assert (tmp_path / '2' / file).exists()
+  (tmp_path / '2' / file).write_text(text)
+  with pytest.raises(UserError, match='2 is damaged.*1 can be read'):
+    restore_variables(tmp_path)
+
+
+def test_what_orbax_raises_it_need_not_trace(tmp_path, capfd):
+  save(tmp_path, 1)
+  for path, shown in (('x/orbax/a.py', False), ('x/etils/a.py', True)):
+    record = logging.LogRecord('absl', 40, path, 1, 'a trace', (), None)
+    logger = absl.logging.get_absl_logger()
+    assert bool(logger.filter(record)) is shown
+
+
+@pytest.mark.parametrize('umask', [0o022, 0o077, 0o002])
+def test_a_checkpoint_is_as_readable_as_the_umask_says(tmp_path, umask):
+  before = os.umask(umask)
+  try:
+    save(tmp_path / 'checkpoints', 1)
+  finally:
+    os.umask(before)
+  for path in (tmp_path / 'checkpoints').rglob('*'):
+    most = 0o777 if path.is_dir() else 0o666
+    assert path.stat().st_mode & 0o777 == most & ~umask, path
 
 
 def test_lost_checksums_are_damage(tmp_path):

@@ -1,3 +1,6 @@
+import json
+import os
+
 import pytest
 from small import small_config
 
@@ -54,10 +57,82 @@ def test_other_data_are_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize('text', ['', '{"config": ', '[]', '{"config": 3}'])
-def test_a_damaged_config_is_named(tmp_path, text):
+def changed_text(**fields):
+  """A stored config in which some fields are other ones."""
+  nested = small_config().to_dict()
+  for name, value in fields.items():
+    nested[name] = value
+  return json.dumps({'config': nested, 'data': DATA})
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('', 'is damaged'),
+    ('{"config": ', 'is damaged'),
+    ('[]', 'holds no object'),
+    ('{"config": 3}', "'config' is no object"),
+    ('{"config": {}, "data": []}', "'data' is no object"),
+    ('{"data": {}}', 'is not the config of a run'),
+    ('{"config": {"seed": 1}}', 'config.category is missing'),
+    ('{"config": {"seed": 1, "seed": 2}}', "'seed' twice"),
+    ('{"config": ' * 100_000, 'nested without end'),
+    ('{"config": ' * 400 + '1' + '}' * 400, 'nested without end'),
+    ('{"config": {"seed": ' + '9' * 5000 + '}}', 'is damaged'),
+    (changed_text(batch_size=0), 'config.batch_size=0'),
+    (changed_text(batch_size=True), 'config.batch_size=True'),
+    (changed_text(seed=[]), r'config.seed=\(\)'),
+    (changed_text(model=[1]), 'config.model is no field'),
+    (changed_text(model={'name': 3}), 'config.model.name=3'),
+    (changed_text(magnification=3), 'config.magnification is no field'),
+    (changed_text(learning_rate=float('nan')), 'config.learning_rate=nan'),
+    (changed_text(score_window='21'), "config.score_window='21'"),
+  ],
+)
+def test_a_damaged_config_is_named(tmp_path, text, words):
   (tmp_path / 'config.json').write_text(text)
-  with pytest.raises(UserError, match='config.json'):
+  with pytest.raises(UserError, match=words) as error:
+    claim.read_config(tmp_path)
+  message = str(error.value)
+  assert message.startswith(str(tmp_path / 'config.json'))
+  assert '\n' not in message and len(message) < 500
+  assert 'restore it, or take another --workdir' in message
+
+
+@pytest.mark.parametrize(
+  'lost', [('model',), ('score',), ('eval', 'holdout'), ('score_window',)]
+)
+def test_a_part_that_is_lost_is_not_the_default(tmp_path, lost):
+  begin(tmp_path)
+  path = tmp_path / 'config.json'
+  found = json.loads(path.read_text())
+  place = found['config']
+  for name in lost[:-1]:
+    place = place[name]
+  del place[lost[-1]]
+  path.write_text(json.dumps(found))
+  for read in (
+    claim.read_config,
+    lambda folder: claim.claim(folder, small_config().to_dict(), DATA),
+  ):
+    with pytest.raises(UserError, match=rf'config.{".".join(lost)}.*missing'):
+      read(tmp_path)
+
+
+@pytest.mark.parametrize('make', [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_named(tmp_path, make):
+  make(tmp_path / 'config.json')
+  with pytest.raises(UserError, match='config.json is not a file'):
+    claim.read_config(tmp_path)
+
+
+def test_an_editor_may_mark_the_encoding(tmp_path):
+  begin(tmp_path)
+  path = tmp_path / 'config.json'
+  path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+  assert claim.read_config(tmp_path)['seed'] == 0
+  path.write_bytes(path.read_bytes().decode().encode('utf-16'))
+  with pytest.raises(UserError, match='is no UTF-8'):
     claim.read_config(tmp_path)
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 from small import small_config
 
@@ -59,3 +61,130 @@ def test_presets_differ_in_values_only():
   assert release['simulator']['rotation_probability'] == 0.3
   with pytest.raises(ValueError, match='unknown preset'):
     mvtec.get_config('bottle,fast')
+
+
+NAN, INF = float('nan'), float('inf')
+# What means nothing in any field.
+HOSTILE = (
+  *(None, NAN, -INF, 1e300, 10**400, 10**5000, -1, -(10**30), b'x', object()),
+  *('\0', 'x' * 5000, 'x' * 300, '\ud800', ['a', 1], (1, 'a'), (1,) * 9),
+  *((NAN, 1), (0, INF), (1, 0), ((0, 1), (0, 1)), (True, True)),
+)
+# What means something in some fields only.
+ODD = (
+  *(
+    True,
+    0,
+    1.5,
+    8.0,
+    10**8,
+    2**63,
+    2**64,
+    '',
+    'x',
+    'a/b',
+    '..',
+    (),
+    (0.5, 0.5),
+    {},
+  ),
+)
+
+
+def assign(name, value):
+  values = copy.deepcopy(config.complete({}))
+  *parents, last = name.split('.')
+  place = values
+  for parent in parents:
+    place = place[parent]
+  place[last] = value
+  return values
+
+
+@pytest.mark.parametrize('name', config.FIELDS)
+def test_what_means_nothing_is_refused_in_one_line(name):
+  meant = {'eval.holdout': [-1], 'learning_rate_milestones': [(1, 0)]}
+  meant = meant.get(name, [])
+  for value in HOSTILE:
+    if value in meant:
+      continue
+    with pytest.raises(UserError) as error:
+      config.check(assign(name, value))
+    message = str(error.value)
+    assert f'config.{name}' in message and '\n' not in message
+    assert len(message) < 400
+  for value in ODD:
+    try:
+      config.check(assign(name, value))
+    except UserError as error:
+      assert '\n' not in str(error) and len(str(error)) < 400
+    else:
+      # Of the kind of the default, and of a size that machines have.
+      default = config.FIELDS[name].default
+      if isinstance(default, float):
+        assert type(value) in (int, float) and abs(value) < 3e38
+      elif not isinstance(default, tuple):
+        assert type(value) is type(default)
+      if isinstance(default, int):
+        assert value < 2**32
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'words'),
+  [
+    ('seed', 2**32, 'take 4294967295 or less'),
+    ('image_size', 10**8, 'take 8192 or less'),
+    ('model.discriminative_width', 10**8, 'take 4096 or less'),
+    ('batch_size', 10**8, 'take 65536 or less'),
+    ('batch_size', True, '1 or more, whole'),
+    ('batch_size', 8.0, '1 or more, whole'),
+    ('num_epochs', 10**30, 'or less'),
+    ('score_window', 10**30 + 1, 'odd'),
+    ('simulator.rotation_degrees', (-INF, INF), '-360 to 360'),
+    ('simulator.rectangles', (1.5, 2.5), 'whole numbers'),
+    ('learning_rate_milestones', (0.5, NAN), '0 to 1'),
+    ('learning_rate_milestones', (0.5, 0.5), 'each once'),
+    ('learning_rate', 1e-300, 'more than 0'),
+    ('eval.mask_threshold', 0, 'more than 0'),
+    ('data.dir', '', 'name of a folder'),
+    ('category', 'a/b', 'without slashes'),
+  ],
+)
+def test_values_that_look_like_some_are_refused(field, value, words):
+  with pytest.raises(UserError) as error:
+    config.check(assign(field, value))
+  assert f'config.{field}=' in str(error.value) and words in str(error.value)
+
+
+def test_what_can_be_meant_is_taken():
+  for name, value in {
+    'seed': 2**32 - 1,
+    'learning_rate_milestones': (),
+    'simulator.opacity': (0, 1),
+    'data.tfds_dir': '',
+    'learning_rate': 1,
+    'eval.holdout': -1,
+    'category': 'b\udcff',
+  }.items():
+    config.check(assign(name, value))
+
+
+def test_one_image_of_one_cell_has_no_variance():
+  with pytest.raises(UserError, match='config.batch_size=1 with'):
+    config.check(small_config(batch_size=1).to_dict())
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    ({'sede': 1}, 'config.sede is no field: did you mean config.seed?'),
+    ({'model': 3}, 'config.model is no field'),
+    ({'seed': {'a': 1}}, 'config.seed.a is no field'),
+    ({'model': {}}, 'config.model.name is missing'),
+    ({'study': {'name': 'x'}}, 'run it with draem_jax.study'),
+  ],
+)
+def test_what_is_no_field_is_named(change, words):
+  with pytest.raises(UserError) as error:
+    config.check(config.complete({}) | change)
+  assert words in str(error.value)

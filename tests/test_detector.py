@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import math
 import subprocess
 import sys
 
@@ -234,9 +236,10 @@ def test_thresholds_may_be_changed(folder):
   changed = changed.with_thresholds(pixel=0.75)
   assert (changed.thresholds.image, changed.thresholds.pixel) == (0.25, 0.75)
   assert detector.thresholds.image == 0.5
-  for wrong in (-0.1, 1.1, float('nan')):
-    with pytest.raises(UserError, match='threshold'):
-      detector.with_thresholds(pixel=wrong)
+  for wrong in (-0.1, 1.1, float('nan'), float('inf')):
+    for name in ('image', 'pixel'):
+      with pytest.raises(UserError, match=f'{name} threshold .*: take 0 to 1'):
+        detector.with_thresholds(**{name: wrong})
 
 
 def test_without_thresholds_there_is_no_verdict(tmp_path):
@@ -270,8 +273,52 @@ def test_thresholds_are_stored(tmp_path):
   thresholds_lib.write_thresholds(tmp_path, thresholds)
   assert thresholds_lib.read_thresholds(tmp_path) == thresholds
   assert thresholds_lib.read_thresholds(tmp_path / 'none') is None
-  (tmp_path / 'thresholds.json').write_text('{"image": 0.5}')
-  with pytest.raises(UserError, match=r'thresholds.json is damaged'):
+
+
+SOUND = {
+  'image': 0.5,
+  'pixel': 1,
+  'source': 'a test',
+  'quantile': 0.99,
+  'pixel_quantile': None,
+}
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    *(
+      ({name: value}, f'{name} threshold {value!r}')
+      for name in ('image', 'pixel')
+      for value in (math.nan, math.inf, -math.inf, -0.1, 1.1, True, '0.5', None)
+    ),
+    ({'image': [0.5]}, r'image threshold \[0.5\]'),
+    ({'quantile': 1.5}, 'quantile 1.5'),
+    ({'quantile': math.nan}, 'quantile nan'),
+    ({'pixel_quantile': True}, 'pixel_quantile True'),
+    ({'source': 3}, 'source 3'),
+    ({'sauce': 3}, "'sauce' is no field"),
+  ],
+)
+def test_thresholds_that_mean_nothing_are_named(
+  tmp_path, unchecked, change, words
+):
+  path = tmp_path / 'thresholds.json'
+  path.write_text(json.dumps(SOUND))
+  assert thresholds_lib.read_thresholds(tmp_path).pixel == 1
+  path.write_text(json.dumps(SOUND | change))
+  with pytest.raises(UserError, match=words) as error:
+    thresholds_lib.read_thresholds(tmp_path)
+  message = str(error.value)
+  assert message.startswith(f'{path} is damaged (') and '\n' not in message
+  assert 'run draem_jax.main in this workdir again' in message
+
+
+@pytest.mark.parametrize('lost', SOUND)
+def test_a_threshold_that_is_missing_is_named(tmp_path, lost):
+  kept = {name: value for name, value in SOUND.items() if name != lost}
+  (tmp_path / 'thresholds.json').write_text(json.dumps(kept))
+  with pytest.raises(UserError, match=rf'damaged \({lost} is missing'):
     thresholds_lib.read_thresholds(tmp_path)
 
 

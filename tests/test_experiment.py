@@ -1,15 +1,18 @@
+import types
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 from small import random_images, small_config
+from splits import make_category, make_evaluation, make_scored
 
 from configs import mvtec
-from draem_jax import experiment
+from draem_jax import command, experiment, main
 from draem_jax.data.category import Category
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
+from draem_jax.report import results
 
 
 def test_the_holdout_is_a_share_and_apart():
@@ -138,3 +141,65 @@ def test_textures_that_nobody_looks_at_are_not_read(
   assert images.shape == (1, 32, 32, 3)
   fingerprint = experiment._fingerprint(config, random_images(3), images)
   assert fingerprint.keys() == {'training images'}
+
+
+def evaluation_of(score, labels=None):
+  """An evaluation in which every image has this score."""
+  category = make_category(count=6)
+  if labels is not None:
+    category.labels[:] = labels
+  scored = make_scored(category)
+  scored.score[:] = score
+  return make_evaluation(category, scored)
+
+
+@pytest.mark.parametrize(
+  ('score', 'labels', 'steps', 'fails'),
+  [
+    (0.0, None, 6, True),
+    (1.0, None, 6, True),
+    # Trained for a moment, small networks see nothing yet.
+    (0.41, None, 6, False),
+    (0.41, None, 1000, True),
+    # Of what was only evaluated, no training is to blame.
+    (0.0, None, 0, False),
+    # That all is good may be so.
+    (0.0, False, 6, False),
+    (np.linspace(0, 1e-6, 6, dtype=np.float32), None, 1000, False),
+  ],
+)
+def test_networks_that_see_no_difference_are_a_failure(
+  score, labels, steps, fails
+):
+  evaluation = evaluation_of(score, labels)
+  found = experiment.find_blindness(evaluation, steps=steps)
+  assert (found is not None) is fails
+  if fails:
+    assert f'each of 6 test images has the score {score:.3g}' in found
+
+
+def test_images_that_are_the_same_have_the_same_score():
+  evaluation = evaluation_of(0.0)
+  evaluation.category.test_images[:] = 7
+  assert experiment.find_blindness(evaluation, steps=6) is None
+
+
+def test_a_failure_is_written_and_ends_in_another_status(
+  tmp_path, monkeypatch, capsys
+):
+  evaluation = evaluation_of(0.0)
+  timing = {'train_seconds': 1.0, 'images_per_second': 1.0, 'device': 'x'}
+  row = results.write(
+    tmp_path, evaluation, steps=6, timing=timing, failure='it came to nothing'
+  )
+  assert results.read(tmp_path)['failure'] == 'it came to nothing'
+  monkeypatch.setattr(
+    main.flags, 'FLAGS', types.SimpleNamespace(config='', workdir=str(tmp_path))
+  )
+  monkeypatch.setattr(main.command, 'read_config', lambda: small_config())
+  monkeypatch.setattr(main.command, 'use_compilation_cache', lambda: None)
+  monkeypatch.setattr(experiment, 'list_categories', lambda _: ['pens'])
+  monkeypatch.setattr(experiment, 'train_and_evaluate', lambda *_: row)
+  with pytest.raises(command.Stopped, match='^bottle: it came to') as stop:
+    main.main([])
+  assert stop.value.status == 1 and 'report:' in capsys.readouterr().out

@@ -1,14 +1,16 @@
 import contextlib
 import csv
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from draem_jax.detection.predictions import Predictions
+from draem_jax.data import files
+from draem_jax.detection.predictions import Predictions, leave_out_own
 from draem_jax.errors import UserError
 
-SETTINGS = {'model': '01234567', 'threshold': 0.1 + 0.2}
+SETTINGS = {'model': '01234567', 'threshold': 0.02 + 0.05}
 
 
 def begin(folder, **changed):
@@ -39,7 +41,9 @@ def test_the_table_goes_on(tmp_path):
   ]
 
 
-@pytest.mark.parametrize('name', ['ä, b.png', 'two "quotes".png', 'x\ny.png'])
+@pytest.mark.parametrize(
+  'name', ['ä, b.png', 'two "quotes".png', 'x\ny.png', 'x\ry.png', '=1+1.png']
+)
 def test_whatever_a_file_is_called(tmp_path, name):
   with begin(tmp_path) as predictions:
     add(predictions, name)
@@ -74,7 +78,7 @@ def test_a_row_cut_short_is_dropped(tmp_path):
 def test_other_settings_are_refused(tmp_path):
   with begin(tmp_path):
     pass
-  with pytest.raises(UserError, match=r'another threshold 0.5 \(there 0.3'):
+  with pytest.raises(UserError, match=r'another threshold 0.5 \(there 0.07'):
     Predictions(tmp_path, SETTINGS | {'threshold': 0.5})
   with pytest.raises(UserError, match='another model'):
     Predictions(tmp_path, SETTINGS | {'model': '89abcdef'})
@@ -90,21 +94,179 @@ def test_what_others_wrote_is_left_alone(tmp_path, name):
   assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+HEADER = 'file,score,is_anomalous,area\n'
+
+
 @pytest.mark.parametrize(
-  'text', ['a,b\n', 'file,score,is_anomalous,area\na.png,0.5\n']
+  ('text', 'words'),
+  [
+    ('a,b\n', 'its columns are a, b'),
+    (f'{HEADER}a.png,0.5\n', 'line 2 has 2 cells'),
+    (f'{HEADER}a.png,0.5,true,1,x\n', 'line 2 has 5 cells'),
+    (f'{HEADER}a.png,0.5,true,1\nb.png,0.5,WAHR,1\n', "line 3: 'WAHR' is not"),
+    (f'{HEADER}a.png,0.5,,1\n', "line 2: '' is not true or false"),
+    (
+      f'{HEADER}"a\nb.png",0.5,true,1\nb,433.198.661,true,1\n',
+      'line 4: the sc',
+    ),
+    (f'{HEADER}a.png,433198661,true,1\n', "the score is '433198661'"),
+    (f'{HEADER}a.png,nan,false,1\n', "the score is 'nan'"),
+    (f'{HEADER}a.png,0.5,true,-1\n', "the area is '-1'"),
+    (f'{HEADER},0.5,true,1\n', 'line 2 names no file'),
+    (f'{HEADER}a.png,0.5,false,0\n', 'line 2: false contradicts the score 0.5'),
+    (f'{HEADER}a.png,0.01,TRUE,0\n', 'TRUE contradicts the score 0.01'),
+    (
+      f'{HEADER}a.png,0.5,true,1\na.png,0.6,true,1\n',
+      "line 3 differs from another of 'a.png'",
+    ),
+    ('\r'.join((HEADER.strip(), 'a.png,0.5,true,1')), 'names of its columns'),
+  ],
 )
-def test_a_damaged_table_is_named(tmp_path, text):
+def test_a_damaged_table_is_named(tmp_path, text, words):
   with begin(tmp_path):
     pass
-  (tmp_path / 'predictions.csv').write_text(text)
-  with pytest.raises(UserError, match='predictions.csv is damaged'):
+  path = tmp_path / 'predictions.csv'
+  path.write_bytes(text.encode())
+  with pytest.raises(UserError) as error:
+    Predictions(tmp_path, SETTINGS)
+  message = str(error.value)
+  assert message.startswith(f'{path} is damaged (') and '\n' not in message
+  assert words in message and 'take another --output' in message
+  assert path.read_bytes() == text.encode()
+
+
+TABLE = f'{HEADER}a.png,0.100000001,true,0.333333\nb.png,1.5e-05,false,0\n'
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    TABLE.replace('true', 'TRUE').replace('false', 'False'),
+    TABLE.replace('\n', '\r\n'),
+    '\ufeff' + TABLE,
+    TABLE.replace(',', ';'),
+    'sep=;\r\n'
+    + TABLE.replace(',', ';').replace('.1', ',1').replace('1.5', '1,5'),
+    TABLE.replace(',', '\t').replace('1.5e-05', '1.5E-05'),
+    ''.join(
+      ','.join(f'"{cell}"' for cell in line.split(',')) + '\n'
+      for line in TABLE.splitlines()
+    ),
+    TABLE + ',,,\r\n\r\n',
+    TABLE + TABLE.splitlines()[1] + '\n',
+    TABLE.replace('\n', ',,\n'),
+    '\n'.join([TABLE.splitlines()[0], *TABLE.splitlines()[:0:-1], '']),
+    ''.join(
+      ','.join(line.split(',')[::-1]) + '\n' for line in TABLE.splitlines()
+    ),
+  ],
+)
+def test_a_table_from_a_spreadsheet_counts_as_before(tmp_path, text):
+  with begin(tmp_path):
+    pass
+  path = tmp_path / 'predictions.csv'
+  path.write_text(text, newline='')
+  expected = {'a.png': True, 'b.png': False}
+  with begin(tmp_path) as predictions:
+    assert predictions.verdicts == expected
+    add(predictions, 'c.png')
+  # What comes behind is of the same kind.
+  lines = path.read_bytes().decode().lower().splitlines(keepends=True)
+  assert sorted(lines) == sorted(
+    (TABLE + 'c.png,0.25,true,0.333333\n').splitlines(keepends=True)
+  )
+  with begin(tmp_path) as predictions:
+    assert predictions.verdicts == expected | {'c.png': True}
+
+
+def test_a_score_that_a_spreadsheet_rounded_keeps_its_verdict(tmp_path):
+  with begin(tmp_path):
+    pass
+  # It was 0.0704 or so, and the threshold is 0.07.
+  text = f'{HEADER}a.png,0.07,TRUE,0.1\r\n'
+  (tmp_path / 'predictions.csv').write_text(text, newline='')
+  with begin(tmp_path) as predictions:
+    assert predictions.verdicts == {'a.png': True}
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('{"model": ', 'is damaged'),
+    ('[]', 'holds no object'),
+    ('{"model": "01234567", "threshold": true}', 'threshold is True'),
+    ('{"model": "01234567", "threshold": NaN}', r'\(there nan\)'),
+    ('{"model": "01234567"}', 'threshold is None'),
+    ('{"a": ' * 100_000, 'nested without end'),
+    ('{"a": ' * 50 + '1' + '}' * 50, 'nested without end'),
+    ('{"model": "01234567", "model": "01234567"}', "'model' twice"),
+  ],
+)
+def test_damaged_settings_are_named(tmp_path, text, words):
+  (tmp_path / 'predict.json').write_text(text)
+  with pytest.raises(UserError, match=words) as error:
+    Predictions(tmp_path, SETTINGS)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['predictions.csv', 'predict.json'])
+@pytest.mark.parametrize('make', [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_named(tmp_path, name, make):
+  with begin(tmp_path):
+    pass
+  (tmp_path / name).unlink()
+  make(tmp_path / name)
+  with pytest.raises(UserError, match=f'{name} is not a file'):
     Predictions(tmp_path, SETTINGS)
 
 
-def test_damaged_settings_are_named(tmp_path):
-  (tmp_path / 'predict.json').write_text('{"model": ')
-  with pytest.raises(UserError, match='predict.json is damaged'):
-    Predictions(tmp_path, SETTINGS)
+def test_what_we_wrote_ourselves_is_left_out(tmp_path, caplog):
+  caplog.set_level('INFO')
+  for name in (
+    'a.png',
+    'maps/b.png',
+    'old/predict.json',
+    'old/overlays/a.png',
+    'old/maps/x/a.png',
+    'old/c.png',
+    'run/config.json',
+    'run/checkpoints/1/x',
+    'run/figures/curves.png',
+    'run/data/demo/train/good/0.png',
+    'figures/d.png',
+  ):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+  found = leave_out_own(files.find_images(str(tmp_path)))
+  assert found.names == ['a.png', 'figures/d.png', 'maps/b.png', 'old/c.png']
+  (line,) = caplog.messages
+  assert line.startswith('left out 4 pictures') and 'old/maps/x/a.png' in line
+  # Of a run itself: what it was made of may be scored, its figures not.
+  found = leave_out_own(files.find_images(str(tmp_path / 'run')))
+  assert found.names == ['data/demo/train/good/0.png']
+  with pytest.raises(UserError, match='holds no image but 2 that draem_jax'):
+    leave_out_own(files.find_images(str(tmp_path / 'old' / '*' / '**')))
+
+
+@pytest.mark.parametrize('umask', [0o022, 0o077, 0o002])
+def test_all_is_as_readable_as_the_umask_says(tmp_path, umask):
+  before = os.umask(umask)
+  try:
+    with begin(tmp_path / 'out') as predictions:
+      add(predictions, 'a.png')
+      predictions.write_pictures(
+        'x/a.png',
+        overlay=np.zeros((2, 3, 3), np.uint8),
+        levels=np.zeros((2, 3), np.uint16),
+      )
+  finally:
+    os.umask(before)
+  found = list((tmp_path / 'out').rglob('*'))
+  assert len(found) == 8
+  for path in found:
+    most = 0o777 if path.is_dir() else 0o666
+    assert path.stat().st_mode & 0o777 == most & ~umask, path
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

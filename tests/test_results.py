@@ -214,6 +214,35 @@ def test_a_folder_without_results_says_so(tmp_path, content, word):
     results.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+  ('name', 'change'),
+  [
+    ('results.json', {'image_auroc': float('nan')}),
+    ('results.json', {'image_auroc': 1.5}),
+    ('results.json', {'pixel_ap': '0.5'}),
+    ('results.json', {'aupro': True}),
+    ('results.json', {'threshold': float('inf')}),
+    ('results.json', {'category': 3}),
+    ('results.json', {'category': None}),
+    ('results.json', {'steps': []}),
+    ('timing.json', {'train_seconds': float('nan')}),
+    ('timing.json', {'device': {}}),
+  ],
+)
+def test_results_that_mean_nothing_are_named(tmp_path, name, change):
+  for file, content in (
+    ('results.json', row('bottle', 0.5)),
+    ('timing.json', TIMING),
+  ):
+    more = change if file == name else {}
+    (tmp_path / file).write_text(json.dumps(content | more))
+  with pytest.raises(UserError) as error:
+    results.read(tmp_path)
+  message, (field,) = str(error.value), change
+  assert message.startswith(f'{tmp_path / name} is damaged ({field!r} is ')
+  assert 'run draem_jax.main in this workdir again' in message
+
+
 def test_a_metric_is_one_entry(tmp_path, monkeypatch):
   monkeypatch.setitem(
     metrics.METRICS,

@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import json
 import os
 import signal
 import threading
@@ -8,15 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import random_images, small_config
+from tensorboardX import event_file_writer
 
 from draem_jax import devices, interrupt, score
 from draem_jax import metrics as metrics_lib
+from draem_jax.configs import mvtec
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
 from draem_jax.simulator import simulate
 from draem_jax.training import step as train_step
-from draem_jax.training import train
+from draem_jax.training import train, writer
 from draem_jax.training.sampling import sample_batch
+from draem_jax.workdir import checkpoint
 
 IMAGES, TEXTURES = random_images(7), random_images(5, seed=1)
 
@@ -204,6 +209,91 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     train.train(trainer, tmp_path)
   lines = (tmp_path / 'metrics.jsonl').read_text()
   assert 'NaN' not in lines
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+  trainer = make_trainer(num_steps=2, checkpoint_every=1)
+  step = trainer.step
+
+  def spoil(state, index):
+    state, metrics = step(state, index)
+    if index == 1:  # The loss of a step is from before its update.
+      state = state.replace(params=jax.tree.map(lambda x: x / 0, state.params))
+    return state, metrics
+
+  monkeypatch.setattr(trainer, 'step', spoil)
+  monkeypatch.setattr(jax, 'transfer_guard', lambda _: contextlib.nullcontext())
+  words = r'weights are not finite at step 2; .*/checkpoints/1: lower config'
+  with pytest.raises(UserError, match=words):
+    train.train(trainer, tmp_path)
+  assert checkpoint.list_steps(tmp_path / 'checkpoints') == [1]
+
+
+def test_a_loss_beyond_any_constant_answer_is_a_failure():
+  config = small_config().to_dict()  # Three terms of weight 1.
+  find = lambda loss: train.find_divergence(config, [{'step': 9, 'loss': loss}])
+  assert 'loss is 1.8e+07 at step 9' in find(1.8e7)
+  assert 'lower config.learning_rate' in find(31.0)
+  assert find(3.0) is None
+  assert train.find_divergence(config, []) is None
+
+
+def test_a_training_without_room_is_refused():
+  config = small_config(**{'model.reconstructive_width': 4096}).to_dict()
+  config['model']['discriminative_width'] = 4096
+  with pytest.raises(UserError, match='GiB of memory at the least'):
+    train.check_memory(config, 2**36, 1)
+  config = small_config(image_size=8192, batch_size=65536).to_dict()
+  with pytest.raises(UserError, match='^config.batch_size, config.image_size'):
+    train.check_memory(config, 2**40, 8)
+  train.check_memory(mvtec.get_config('bottle').to_dict(), 2**30, 1)
+  config = small_config(num_steps=0, num_epochs=2**31 - 1).to_dict()
+  with pytest.raises(UserError, match='steps: take fewer'):
+    train.count_steps(config, 100)
+
+
+SOUND = {'step': 2, 'seconds': 1.0, 'images_per_second': 3.0, 'loss': 0.5}
+
+
+@pytest.mark.parametrize(
+  ('text', 'count'),
+  [
+    ('{"step": 4, "sec', 1),
+    ('\n\n', 1),
+    ('\0\xff\n' * 3, 1),
+    ('[' * 100_000 + '\n', 1),
+    (json.dumps(SOUND) + '\n', 1),  # The same step again.
+    (json.dumps(SOUND | {'step': 4, 'loss': None}) + '\n', 1),
+    (json.dumps({'step': 4}) + '\n', 1),
+    (json.dumps(SOUND | {'step': 4}) + '\n', 2),
+  ],
+)
+def test_lines_that_are_damaged_stop_nothing(tmp_path, text, count):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes((json.dumps(SOUND) + '\n' + text).encode('latin-1'))
+  assert len(writer.read_metrics(tmp_path)) == count
+
+
+def test_a_finished_run_is_evaluated_without_its_lines(tmp_path):
+  opened = writer.Writer(tmp_path, first_step=6, num_steps=6, batch_size=4)
+  opened.close()
+  assert (opened.lines, opened.seconds) == ([], 0.0)
+  assert writer.typical_rate(opened.lines) is None
+
+
+def test_events_that_cannot_be_written_stop_nothing(tmp_path, caplog):
+  opened = writer.Writer(tmp_path, first_step=0, num_steps=6, batch_size=4)
+  # The thread is told by its class.
+  thread = event_file_writer._EventLoggerThread(None, None, 0)
+  failed = threading.ExceptHookArgs(
+    (OSError, OSError(28, 'No space left'), None, thread)
+  )
+  threading.excepthook(failed)
+  for step in range(1, 9):
+    opened.write(step, {'loss': 0.5})
+  opened.close()
+  assert caplog.text.count('No space left') == 1
+  assert len(writer.read_metrics(tmp_path)) == 8
 
 
 def test_the_step_learns_one_batch():

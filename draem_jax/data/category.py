@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float, UInt8
 
 from draem_jax import names
 from draem_jax.data import builder as builder_lib
-from draem_jax.data import images, layouts
+from draem_jax.data import images, layouts, resident
+from draem_jax.data.prepare import naming_damage
+from draem_jax.errors import UserError
 
 
 @dataclasses.dataclass
@@ -71,8 +73,9 @@ def load_category(
   builder = builder_lib.prepare_category(
     folder, layout=layout, tfds_dir=tfds_dir
   )
-  train = _load_split(builder, 'train', image_size)
-  test = _load_split(builder, 'test', image_size)
+  with naming_damage(builder):
+    train = _load_split(builder, 'train', image_size)
+    test = _load_split(builder, 'test', image_size)
   return Category(
     name=category,
     train_images=train.images,
@@ -106,6 +109,13 @@ def _load_split(
       split, decoders={'image': skip, 'mask': skip}
     )
   count = len(records)
+  memory = resident.host_memory()
+  if memory is not None and count * size * size * (3 + 4) > memory:
+    raise UserError(
+      f'{count} images of {size}x{size} pixels take more than the'
+      f' {memory / 2**30:.3g} GiB of memory of this machine: lower'
+      ' config.image_size'
+    )
   resized = np.empty((count, size, size, 3), np.uint8)
   masks = np.zeros((count, size, size), np.float32)
   labels, has_mask = np.zeros(count, bool), np.zeros(count, bool)

@@ -158,9 +158,6 @@ class Detector:
     Raises:
       UserError: if a threshold is not in [0, 1], or there is none for images.
     """
-    for name, value in (('image', image), ('pixel', pixel)):
-      if value is not None and not 0 <= value <= 1:
-        raise UserError(f'{name} threshold {value}: take 0 to 1')
     if image is None:
       self.check_thresholds()
     old = self.thresholds

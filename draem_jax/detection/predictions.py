@@ -3,30 +3,43 @@
 `predictions.csv` has a row for each image. `overlays/` and `maps/` have a PNG
 for each at the same place as in the folder of images. A row is written after
 its pictures, so that whatever ends the run, what is in the table is whole.
+
+A table that was opened and saved in a spreadsheet comes back with other
+separators, line breaks and numbers. What of it can be read in one way only is
+read, and written back as it was; any other row is refused by its line.
 """
 
 import csv
+import dataclasses
+import decimal
 import fcntl
+import functools
 import io
-import json
+import logging
+import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from draem_jax import names
-from draem_jax.data import images
+from draem_jax.data import files, images
 from draem_jax.errors import UserError
 from draem_jax.pictures.naming import picture_name
 from draem_jax.workdir import storage
+
+_log = logging.getLogger(__name__)
 
 TABLE = 'predictions.csv'
 OVERLAYS, MAPS = 'overlays', 'maps'
 _SETTINGS = 'predict.json'
 _HEADER = ['file', 'score', 'is_anomalous', 'area']
+_SEPARATORS = ',', ';', '\t'
+# What a spreadsheet that shows two decimals may have taken from a score.
+_MOST_ROUNDED = 0.005
 
 
 class Predictions:
@@ -44,7 +57,7 @@ class Predictions:
     Args:
       folder: where all is written.
       settings: what must not change while the folder fills: plain values by a
-        name in words.
+        name in words, among them the `threshold` of the scores.
 
     Raises:
       UserError: if the folder cannot be made, holds something else, or was
@@ -53,10 +66,14 @@ class Predictions:
     self.folder = pathlib.Path(folder)
     self.verdicts: dict[str, bool] = {}
     self._claim(settings)
-    self._table = (self.folder / TABLE).open('ab+')
+    path = self.folder / TABLE
+    if path.exists() and not path.is_file():
+      raise UserError(f'{path} is not a file: take another --output')
+    self._table = path.open('ab+')
     try:
       self._lock()
-      self._read()
+      storage.clear_partial(self.folder)
+      self._read(settings.get('threshold'))
     except BaseException:
       self.close()
       raise
@@ -131,17 +148,18 @@ class Predictions:
           )
       storage.write_json(path, dict(settings))
       return
-    try:
-      found = json.loads(path.read_text(encoding='utf-8'))
-      changed = [
-        f'{name} {value} (there {found[name]})'
-        for name, value in settings.items()
-        if found[name] != value
-      ]
-    except (ValueError, TypeError, KeyError) as error:
-      raise UserError(
-        f'{path} is damaged ({error!r}): take another --output'
-      ) from error
+    remedy = 'take another --output'
+    found = storage.read_json(path, remedy=remedy)
+    for name, value in settings.items():
+      if type(found.get(name)) is not type(value):
+        raise UserError(
+          f'{path} is damaged ({name} is {found.get(name)!r:.80}): {remedy}'
+        )
+    changed = [
+      f'{name} {value} (there {found[name]})'
+      for name, value in settings.items()
+      if found[name] != value
+    ]
     if changed:
       raise UserError(
         f'{self.folder} holds predictions with another {", ".join(changed)}:'
@@ -159,36 +177,198 @@ class Predictions:
     except OSError:
       pass  # Not every file system has locks.
 
-  def _read(self) -> None:
+  def _read(self, threshold: float | None) -> None:
     """Reads the table; drops a last row that was cut short."""
     self._table.seek(0)
-    rows = self._table.read()
-    whole = rows[: rows.rfind(b'\n') + 1]
+    found = self._table.read()
+    whole = found[: found.rfind(b'\n') + 1]
     # A name may hold line breaks, between quotes.
     while whole.count(b'"') % 2:
       whole = whole[: whole.rfind(b'\n', 0, -1) + 1]
-    self._table.truncate(len(whole))
-    if not whole:
-      self._append(_HEADER)
-      return
+    header = _as_text(_HEADER).encode()
     try:
-      header, *rows = csv.reader(
-        io.StringIO(names.from_bytes(whole), newline='')
-      )
-      if header != _HEADER:
-        raise ValueError(f'its columns are {", ".join(header)}')
-      self.verdicts = {name: word == 'true' for name, _, word, _ in rows}
+      if not whole and not header.startswith(found):
+        raise ValueError('it does not begin with the names of its columns')
+      rows = _parse(whole, threshold) if whole else {}
     except (ValueError, csv.Error) as error:
       raise UserError(
-        f'{self.folder / TABLE} is damaged ({error}): take another --output'
+        f'{self.folder / TABLE} is damaged ({error}): mend or delete that line,'
+        ' or take another --output'
       ) from error
+    self.verdicts = {name: row.is_anomalous for name, row in rows.items()}
+    ours = header + b''.join(
+      names.to_bytes(_as_text(row.cells())) for row in rows.values()
+    )
+    if whole == ours:
+      self._table.truncate(len(whole))
+      return
+    if rows:
+      _log.info(
+        '%s was saved by another program: its %d rows are kept, as they are',
+        *(self.folder / TABLE, len(rows)),
+      )
+    # By one who is killed in between, rows are lost and scored again.
+    self._table.truncate(0)
+    self._write(ours)
 
   def _append(self, row: list[str]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerow(row)
+    self._write(names.to_bytes(_as_text(row)))
+
+  def _write(self, data: bytes) -> None:
     try:
-      self._table.write(names.to_bytes(text.getvalue()))
+      self._table.write(data)
       self._table.flush()
     except OSError as error:
       error.filename = error.filename or str(self.folder / TABLE)
       raise
+
+
+class _Row(NamedTuple):
+  """A row of the table, its numbers as they stand there."""
+
+  name: str
+  score: str
+  is_anomalous: bool
+  area: str
+
+  def cells(self) -> list[str]:
+    """The row as it is written."""
+    verdict = str(self.is_anomalous).lower()
+    return [self.name, self.score, verdict, self.area]
+
+
+def _parse(data: bytes, threshold: float | None) -> dict[str, _Row]:
+  """The rows of a table by name, as we or a spreadsheet wrote them.
+
+  Raises:
+    ValueError: if something of it may mean anything else; it names the line.
+  """
+  if data.startswith((b'\xff\xfe', b'\xfe\xff')):
+    raise ValueError('it is UTF-16: save it as CSV in UTF-8')
+  text = names.from_bytes(data.removeprefix(b'\xef\xbb\xbf'))
+  first, line_break, rest = text.partition('\n')
+  before = 0
+  if first.startswith('sep='):
+    text, before = rest, 1
+    first = text.partition('\n')[0]
+  separator = max(_SEPARATORS, key=first.count)
+  reader = csv.reader(
+    io.StringIO(text, newline=''), delimiter=separator, strict=True
+  )
+  columns = [cell.strip() for cell in next(reader)]
+  while columns and not columns[-1]:
+    columns.pop()
+  if sorted(columns) != sorted(_HEADER):
+    raise ValueError(f'its columns are {", ".join(columns):.200}')
+  places = [columns.index(name) for name in _HEADER]
+  rows: dict[str, _Row] = {}
+  line = before + reader.line_num
+  for cells in reader:
+    line, begins = before + reader.line_num, line + 1
+    if not any(cells):
+      continue
+    where = f'line {begins}'
+    if len(cells) < len(columns) or any(cells[len(columns) :]):
+      raise ValueError(f'{where} has {len(cells)} cells')
+    name, score, word, area = (cells[place] for place in places)
+    if not name:
+      raise ValueError(f'{where} names no file')
+    verdicts = {'true': True, 'false': False}
+    verdict = verdicts.get(word.strip().lower())
+    if verdict is None:
+      raise ValueError(f'{where}: {word!r:.80} is not true or false')
+    row = _Row(
+      name,
+      _number(score, f'{where}: the score'),
+      verdict,
+      _number(area, f'{where}: the area'),
+    )
+    if threshold is not None and _contradicts(row, threshold):
+      raise ValueError(
+        f'{where}: {word} contradicts the score {row.score}, for the threshold'
+        f' is {threshold:.9g}'
+      )
+    if rows.setdefault(name, row) != row:
+      raise ValueError(f'{where} differs from another of {name!r:.80}')
+  return rows
+
+
+def _number(text: str, what: str) -> str:
+  """A number in [0, 1] as we write it: some write a comma for the point."""
+  number = text.strip()
+  if number.count(',') == 1 and '.' not in number:
+    number = number.replace(',', '.')
+  try:
+    # A mean of ones may be rounded up.
+    is_share = 0 <= float(number) <= 1 + 1e-6 and '_' not in number
+  except ValueError:
+    is_share = False
+  if not is_share:
+    raise ValueError(f'{what} is {text!r:.80}, which is not 0 to 1')
+  return number
+
+
+def _contradicts(row: _Row, threshold: float) -> bool:
+  """Whether a row's verdict cannot come of its score, as far as it is known."""
+  # As the score was before it was written.
+  score = float(np.float32(row.score))
+  if (score > threshold) == row.is_anomalous:
+    return False
+  last = decimal.Decimal(row.score).as_tuple().exponent
+  rounded = min(10.0**last / 2, _MOST_ROUNDED)
+  return not math.isclose(score, threshold, rel_tol=0, abs_tol=rounded)
+
+
+def _as_text(row: list[str]) -> str:
+  text = io.StringIO()
+  # Only what ends lines is quoted, and a name may hold either character.
+  csv.writer(text, lineterminator='\r\n').writerow(row)
+  return text.getvalue().removesuffix('\r\n') + '\n'
+
+
+def leave_out_own(found: files.Found) -> files.Found:
+  """What was found, without the pictures that this package wrote among it.
+
+  These are the overlays and maps of other predictions, and whatever lies in the
+  folder of a run; in that of the run itself its figures.
+
+  Raises:
+    UserError: if nothing else was found.
+  """
+
+  @functools.cache
+  def is_run(folder: str) -> bool:
+    path = found.root / folder
+    return (path / 'config.json').is_file() and (path / 'checkpoints').is_dir()
+
+  @functools.cache
+  def is_own(folder: str) -> bool:
+    outer, _, name = folder.rpartition('/')
+    return (
+      is_run(folder)
+      or (name == 'figures' and is_run(outer))
+      or (
+        name in (OVERLAYS, MAPS) and (found.root / outer / _SETTINGS).is_file()
+      )
+    )
+
+  @functools.cache
+  def is_inside(folder: str) -> bool:
+    parts = folder.split('/') if folder else []
+    return any(is_own('/'.join(parts[: n + 1])) for n in range(len(parts)))
+
+  kept, own = [], []
+  for name in found.names:
+    (own if is_inside(name.rpartition('/')[0]) else kept).append(name)
+  if not own:
+    return found
+  if not kept:
+    raise UserError(
+      f'{found.root} holds no image but {len(own)} that draem_jax wrote, such'
+      f' as {own[0]!r:.200}: name the folder of the photos'
+    )
+  _log.info(
+    'left out %d pictures in %s that draem_jax wrote, such as %.200r',
+    *(len(own), found.root, own[0]),
+  )
+  return dataclasses.replace(found, names=kept)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 from absl import flags
 
-from draem_jax import command, terminal
+from draem_jax import command, devices, terminal
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import onnx, stablehlo, torch
 from draem_jax.torch_weights import convert
-from draem_jax.workdir import claim
+from draem_jax.workdir import claim, storage
 
 # A writer and the order of channels that its users expect.
 FORMATS: dict[str, tuple[Callable[..., list[str]], str]] = {
@@ -32,10 +32,12 @@ def main(argv: list[str]) -> None:
   given = flags.FLAGS
   workdir = command.expand_workdir(given.workdir)
   output = command.expand(given.output)
+  devices.find()
   detector = Detector.load(workdir)
   category = claim.read_config(workdir)['category']
   if output.exists() and not output.is_dir():
     raise UserError(f'--output={output} is a file: name a folder')
+  storage.clear_partial(output)
   write, channel_order = FORMATS[given.format]
   for line in write(
     detector,

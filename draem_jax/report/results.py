@@ -12,7 +12,7 @@ lies in `timing.json`; `metrics.jsonl` and `report.html` have seconds, too.
 
 import csv
 import io
-import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,8 +23,12 @@ from draem_jax.evaluate import Evaluation
 from draem_jax.metrics import METRICS, PAPER_RATES, RATES, at_best_f1
 from draem_jax.report import systems
 from draem_jax.workdir import storage
+from draem_jax.workdir.thresholds import is_share
 
 _RESULTS, _TIMING = 'results.json', 'timing.json'
+_WORDS = 'category', 'networks', 'threshold_source', 'device', 'failure'
+_SHARES = 'threshold', 'f1', 'best_f1'
+_NUMBERS = 'steps', 'train_seconds', 'images_per_second', 'best_f1_threshold'
 # What two thresholds do, the detector's and the one of best F1. It stands in a
 # table in the place of pixel metrics where no category has any.
 AT_THRESHOLDS = {key: RATES[key].short for key in PAPER_RATES} | {
@@ -39,6 +43,7 @@ def write(
   networks: str = 'draem',
   steps: int,
   timing: Mapping[str, Any],
+  failure: str | None = None,
 ) -> dict[str, Any]:
   """Writes `results.json`, `predictions.csv` and `timing.json`.
 
@@ -49,6 +54,7 @@ def write(
     steps: number of steps it was trained.
     timing: what was measured of the machine: `train_seconds`,
       `images_per_second` and `device`.
+    failure: why the training came to nothing, in words, if it did.
 
   Returns:
     The row of the run.
@@ -60,6 +66,7 @@ def write(
     'steps': steps,
   }
   content |= evaluation.results()
+  content |= {'failure': failure} if failure else {}
   storage.write_json(workdir / _RESULTS, content)
   storage.write_json(workdir / _TIMING, dict(timing))
   if evaluation.scored is not None:
@@ -74,24 +81,46 @@ def read(workdir: str | pathlib.Path) -> dict[str, Any]:
   file itself.
 
   Raises:
-    UserError: if the folder holds no results, or damaged ones.
+    UserError: if the folder holds no results, or damaged ones; the message
+      names the field.
   """
   workdir, row = pathlib.Path(workdir), {}
+  remedy = 'run draem_jax.main in this workdir again'
   for name in (_TIMING, _RESULTS):
     path = workdir / name
     try:
-      row |= json.loads(path.read_text(encoding='utf-8'))
+      found = storage.read_json(path, remedy=remedy)
     except FileNotFoundError as error:
       if name == _RESULTS:
         raise UserError(
           f'{path} does not exist: run draem_jax.main in this workdir to the'
           ' end'
         ) from error
-    except (ValueError, TypeError) as error:
+      continue
+    wrong = [key for key, value in found.items() if not _is_sound(key, value)]
+    if name == _RESULTS:
+      wrong += ['category'] if found.get('category') is None else []
+    if wrong:
       raise UserError(
-        f'{path} is damaged ({error}): run draem_jax.main in this workdir again'
-      ) from error
+        f'{path} is damaged ({wrong[0]!r:.80} is'
+        f' {found.get(wrong[0])!r:.80}): {remedy}'
+      )
+    row |= found
   return dict.fromkeys(METRICS) | row
+
+
+def _is_sound(key: str, value: Any) -> bool:
+  """Whether a value of a row can be what it says."""
+  if value is None:
+    return True
+  if key in _WORDS:
+    return isinstance(value, str)
+  if key in METRICS or key in AT_THRESHOLDS or key in _SHARES:
+    return is_share(value, most=1 + 1e-6)
+  if key not in _NUMBERS:
+    return True
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and abs(value) < math.inf
 
 
 def published(row: Mapping[str, Any]) -> dict[str, float]:

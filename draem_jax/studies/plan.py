@@ -15,7 +15,6 @@ A config of a study is one of a run, which says what all runs share, with a part
 import copy
 import dataclasses
 import difflib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -161,15 +160,14 @@ def claim(workdir: str | pathlib.Path, config: Mapping[str, Any]) -> None:
   """
   path = pathlib.Path(workdir) / FILE
   name = config['study']['name']
+  remedy = f'delete it if this is the study {name!r}'
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))['study']
+    found = storage.read_json(path, remedy=remedy).get('study')
   except FileNotFoundError:
     storage.write_json(path, {'study': name})
     return
-  except (ValueError, TypeError, KeyError) as error:
-    raise UserError(
-      f'{path} is damaged ({error}): delete it if this is the study {name!r}'
-    ) from error
+  if not isinstance(found, str):
+    raise UserError(f'{path} is damaged (it names no study): {remedy}')
   if found != name:
     raise UserError(
       f'{workdir} holds the study {found!r}, not {name!r}: take another'

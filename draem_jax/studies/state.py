@@ -1,9 +1,9 @@
 """Where a run of a study stands, by what lies in its folder."""
 
 import enum
-import json
 import pathlib
 
+from draem_jax.errors import UserError
 from draem_jax.workdir import lock, storage
 
 _FAILURE = 'failure.json'
@@ -44,8 +44,9 @@ def forget_failure(workdir: pathlib.Path) -> None:
 
 def failure(workdir: pathlib.Path) -> str:
   """Why a run failed, in one line."""
+  log = f'see {workdir / LOG}'
   try:
-    text = (workdir / _FAILURE).read_text(encoding='utf-8')
-    return str(json.loads(text)['error'])
-  except (OSError, ValueError, TypeError, KeyError):
-    return f'see {workdir / LOG}'
+    found = storage.read_json(workdir / _FAILURE, remedy=log)
+  except (FileNotFoundError, UserError):
+    return log
+  return ' '.join(str(found.get('error', log)).split())

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from draem_jax import experiment, interrupt
 from draem_jax.errors import UserError
@@ -43,12 +44,15 @@ class Place:
   cores: frozenset[int] | None = None
 
 
-def run_here(run: Run, workdir: pathlib.Path) -> None:
+def run_here(run: Run, workdir: pathlib.Path) -> Mapping[str, Any]:
   """Runs one run in this process, the one that trains its networks first.
 
   Args:
     run: which.
     workdir: of the study.
+
+  Returns:
+    The row of the run, as `experiment.train_and_evaluate` does.
   """
   folder = workdir / run.name
   folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,7 @@ def run_here(run: Run, workdir: pathlib.Path) -> None:
       )
     with lock.hold(folder):
       _take_networks(source, folder)
-  experiment.train_and_evaluate(run.config, folder)
+  return experiment.train_and_evaluate(run.config, folder)
 
 
 def _take_networks(source: pathlib.Path, folder: pathlib.Path) -> None:
@@ -110,19 +114,24 @@ def find_places(processes: int | None) -> list[Place]:
 
 def _ask_jax() -> tuple[str, int]:
   """Kind and number of the devices, by a process that lets go of them."""
-  code = (
-    'import jax, json; found = jax.local_devices();'
-    ' print(json.dumps([found[0].platform, len(found)]))'
-  )
+  code = """
+import json, sys
+import jax
+from draem_jax import devices, errors
+try:
+  devices.find()
+except errors.UserError as error:
+  sys.exit(str(error))
+found = jax.local_devices()
+print(json.dumps([found[0].platform, len(found)]))
+"""
   done = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, check=False
   )
   try:
     platform, count = json.loads(done.stdout.splitlines()[-1])
   except (IndexError, ValueError) as error:
-    raise UserError(
-      f'JAX finds no device: {_last_line(done.stderr)}'
-    ) from error
+    raise UserError(_last_line(done.stderr)) from error
   return platform, count
 
 

@@ -3,15 +3,16 @@
 import collections
 import logging
 import pathlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from draem_jax import devices, interrupt, score
 from draem_jax.data.on_demand import OnDemand
@@ -29,10 +30,12 @@ from draem_jax.training.step import (
   init_state,
   make_train_step,
 )
-from draem_jax.workdir import checkpoint, storage
+from draem_jax.workdir import checkpoint, lock, storage
 
 _log = logging.getLogger(__name__)
 
+# So many times what the worst constant answer would have is no training's loss.
+_DIVERGED = 10.0
 # How often the processes of a cluster ask each other whether to stop.
 _AGREE_EVERY = 10  # Steps.
 
@@ -71,8 +74,23 @@ def save_imported(
     UserError: if the folder holds a run.
   """
   workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  with lock.hold(workdir):
+    _save_imported(workdir, variables, config)
+
+
+def _save_imported(
+  workdir: pathlib.Path,
+  variables: Mapping[str, Any],
+  config: Mapping[str, Any],
+) -> None:
+  """Does what `save_imported` says, alone in `workdir`."""
   if (workdir / 'config.json').exists():
     raise UserError(f'{workdir} holds a run already: take another --workdir')
+  storage.clear_partial(workdir, deep=True)
+  if checkpoint.list_steps(workdir / 'checkpoints') == [0]:
+    # Of an import that was killed.
+    shutil.rmtree(workdir / 'checkpoints')
   optimizer = make_optimizer(lambda step: 0.0)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -94,7 +112,56 @@ def count_steps(config: Mapping[str, Any], num_images: int) -> int:
   """Steps of the run: `num_steps`, or what `num_epochs` come to."""
   if config['num_steps']:
     return config['num_steps']
-  return -(-config['num_epochs'] * num_images // config['batch_size'])
+  steps = -(-config['num_epochs'] * num_images // config['batch_size'])
+  if steps >= 2**31:
+    raise UserError(
+      f'config.num_epochs={config["num_epochs"]} of {num_images} images are'
+      f' {steps:,} steps: take fewer'
+    )
+  return steps
+
+
+def check_memory(config: Mapping[str, Any], memory: int, devices: int) -> None:
+  """Raises a `UserError` for a training that no way has room on a device.
+
+  What it takes at the least: parameters, their gradients and moments, the
+  examples, and one activation at the images' size of many. What passes may
+  still be too large.
+
+  Args:
+    config: the run's config.
+    memory: bytes of the smallest device.
+    devices: number of all devices.
+  """
+  model = models.abstract_variables(models.make(config))
+  numbers = sum(leaf.size for leaf in jax.tree.leaves(model))
+  copies = {'adam': 4, 'sgd': 2}[config['optimizer']]
+  trains = bool(config['num_steps'] or config['num_epochs'])
+  # Some networks have half of a width there.
+  channels = min(
+    config['model']['reconstructive_width'],
+    config['model']['discriminative_width'],
+  )
+  pixel = 4 * 3 + channels // 2 * jnp.dtype(config['dtype']).itemsize
+  pixels = config['image_size'] ** 2
+  needs = {
+    'batch_size': (
+      trains
+      * (
+        4 * copies * numbers
+        + -(-config['batch_size'] // devices) * pixels * pixel
+      )
+    ),
+    'eval.batch_size': 4 * numbers
+    + config['eval']['batch_size'] * pixels * pixel,
+  }
+  for name, need in needs.items():
+    if need > memory:
+      raise UserError(
+        f'config.{name}, config.image_size and config.model.*_width take'
+        f' {need / 2**30:,.3g} GiB of memory at the least, where a device has'
+        f' {memory / 2**30:,.3g}: lower one of them'
+      )
 
 
 def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
@@ -294,8 +361,8 @@ def train(
 
   Raises:
     interrupt.Interrupted: on SIGTERM or SIGINT, once the state is saved.
-    UserError: if a loss is not finite; the message names the step and the
-      last good checkpoint. If the disk has no room for the checkpoints.
+    UserError: if a loss or a weight is not finite; the message names the step
+      and the last good checkpoint. If the disk has no room for the checkpoints.
   """
   config, workdir = trainer.config, pathlib.Path(workdir)
   checkpointer = checkpoint.Checkpointer(
@@ -343,6 +410,8 @@ def train(
         panel = last or step % config['panel_every'] == 0
         if save or panel or step % config['log_every'] == 0:
           values = _check_finite(pending, step, checkpointer)
+          if save:
+            _check_finite_weights(state, step, checkpointer)
           values['learning_rate'] = float(trainer.schedule(step - 1))
           if writer:
             writer.write(step, values)
@@ -378,6 +447,64 @@ def _agree_to_stop(signal_number: int, step: int) -> int:
   return devices.max_over_processes(signal_number)
 
 
+def find_divergence(
+  config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
+) -> str | None:
+  """Why a training has failed, in words, though its losses are finite.
+
+  An answer that looks at no image, such as a black reconstruction, has no more
+  than about 1 of each term of the loss; networks start not far from that.
+
+  Args:
+    config: the run's config.
+    lines: of its `metrics.jsonl`; there may be none.
+
+  Returns:
+    What is wrong; None if nothing is.
+  """
+  most = _DIVERGED * sum(config['loss']['weights'].values())
+  if not lines or lines[-1]['loss'] <= most:
+    return None
+  return (
+    f'the training has diverged: the loss is {lines[-1]["loss"]:.3g} at step'
+    f' {lines[-1]["step"]}, where networks that look at no image have less than'
+    f' {most:.3g}: lower config.learning_rate, and take another --workdir'
+  )
+
+
+@jax.jit
+def _are_finite(tree: Any) -> Bool[Array, '']:
+  return jnp.all(
+    jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+  )
+
+
+def _check_finite_weights(
+  state: TrainState, step: int, checkpointer: checkpoint.Checkpointer
+) -> None:
+  """Raises a `UserError` for weights that no checkpoint may hold.
+
+  The loss of a step is from before its update.
+  """
+  if not _are_finite((state.params, state.evaluated)):
+    _fail_at(step, 'weights are not finite', checkpointer)
+
+
+def _fail_at(
+  step: int, what: str, checkpointer: checkpoint.Checkpointer
+) -> NoReturn:
+  good = checkpointer.steps()
+  where = (
+    f'the last good checkpoint is {checkpointer.folder / str(good[-1])}'
+    if good
+    else 'there is no checkpoint yet'
+  )
+  raise UserError(
+    f'the {what} at step {step}; {where}: lower config.learning_rate, and take'
+    ' another --workdir'
+  )
+
+
 def _check_finite(
   pending: list[dict[str, Float[Array, '']]],
   step: int,
@@ -388,16 +515,7 @@ def _check_finite(
   first = step - len(steps) + 1
   for offset, metrics in enumerate(steps):
     if not np.isfinite(metrics['loss']):
-      good = checkpointer.steps()
-      where = (
-        f'the last good checkpoint is {checkpointer.folder / str(good[-1])}'
-        if good
-        else 'there is no checkpoint yet'
-      )
-      raise UserError(
-        f'the loss is {metrics["loss"]} at step {first + offset}; {where}:'
-        ' lower config.learning_rate, and take another --workdir'
-      )
+      _fail_at(first + offset, f'loss is {metrics["loss"]}', checkpointer)
   return {
     name: float(np.mean([metrics[name] for metrics in steps]))
     for name in steps[0]

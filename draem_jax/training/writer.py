@@ -4,6 +4,7 @@ import json
 import logging
 import pathlib
 import sys
+import threading
 import time
 from typing import Any
 
@@ -41,16 +42,21 @@ class Writer:
     self.lines = [
       line for line in read_metrics(workdir) if line['step'] <= first_step
     ]
-    storage.write_text(
-      self._path, ''.join(json.dumps(line) + '\n' for line in self.lines)
-    )
+    text = ''.join(json.dumps(line) + '\n' for line in self.lines)
+    storage.write_text(self._path, text)
     self._batch_size = batch_size
     self._num_steps = num_steps
     self._seconds = self.lines[-1]['seconds'] if self.lines else 0.0
     self._step = first_step
     self._time = time.monotonic()
+    # They are written by a thread, which ends where it cannot. Whatever comes
+    # behind would wait for it, were there no room.
+    self._lost_events = False
+    self._hook, threading.excepthook = threading.excepthook, self._note_failure
     self._events = SummaryWriter(
-      str(pathlib.Path(workdir) / 'tensorboard'), purge_step=first_step + 1
+      str(pathlib.Path(workdir) / 'tensorboard'),
+      purge_step=first_step + 1,
+      max_queue=1000,
     )
     self._bar = tqdm.tqdm(
       total=num_steps,
@@ -74,17 +80,23 @@ class Writer:
       **values,
     }
     self.lines.append(line)
-    with self._path.open('a', encoding='utf-8') as file:
-      file.write(json.dumps(line) + '\n')
-    for name, value in line.items():
-      if name not in ('step', 'seconds'):
-        self._events.add_scalar(f'train/{name}', value, step)
+    try:
+      with self._path.open('a', encoding='utf-8') as file:
+        file.write(json.dumps(line) + '\n')
+    except OSError as error:
+      error.filename = error.filename or str(self._path)
+      raise
+    if not self._lost_events:
+      for name, value in line.items():
+        if name not in ('step', 'seconds'):
+          self._events.add_scalar(f'train/{name}', value, step)
     self._show(step, values['loss'], rate)
     self._step, self._time = step, now
 
   def write_panel(self, step: int, panel: UInt8[np.ndarray, 'h w 3']) -> None:
     """Adds a picture to the TensorBoard events."""
-    self._events.add_image('train/panel', panel, step, dataformats='HWC')
+    if not self._lost_events:
+      self._events.add_image('train/panel', panel, step, dataformats='HWC')
 
   def skip_time(self) -> None:
     """Leaves the time since the last line out of the training time."""
@@ -93,7 +105,26 @@ class Writer:
   def close(self) -> None:
     """Flushes and closes everything."""
     self._bar.close()
-    self._events.close()
+    threading.excepthook = self._hook
+    if not self._lost_events:
+      try:
+        self._events.close()
+      except OSError as error:
+        self._lose_events(error)
+
+  def _note_failure(self, failed: threading.ExceptHookArgs) -> None:
+    is_ours = type(failed.thread).__module__.startswith('tensorboardX')
+    if is_ours and isinstance(failed.exc_value, OSError):
+      self._lose_events(failed.exc_value)
+    else:
+      self._hook(failed)
+
+  def _lose_events(self, error: OSError) -> None:
+    self._lost_events = True
+    _log.warning(
+      '%s cannot be written (%s): the run goes on without',
+      *(self._path.with_name('tensorboard'), error.strerror),
+    )
 
   @property
   def seconds(self) -> float:
@@ -115,17 +146,46 @@ class Writer:
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of `metrics.jsonl`; a last line cut short is passed over."""
+  """The lines of `metrics.jsonl`, as far as they are sound.
+
+  A last line cut short is passed over. Nothing that is trained or evaluated
+  depends on the file, so that one that is damaged or gone stops nothing.
+  """
   path = pathlib.Path(workdir) / 'metrics.jsonl'
-  if not path.exists():
-    return []
-  lines = []
-  for text in path.read_text(encoding='utf-8').splitlines():
+  remedy = 'move it away, and the run goes on without it'
+  lines: list[dict[str, Any]] = []
+  try:
+    texts = storage.read_bytes(path, remedy=remedy).split(b'\n')
+  except FileNotFoundError:
+    return lines
+  for number, text in enumerate(texts, start=1):
+    if not text.strip():
+      continue
     try:
-      lines.append(json.loads(text))
-    except ValueError:
+      line = storage.parse_json(text)
+      _check_line(line, lines[-1]['step'] if lines else 0)
+    except ValueError as error:
+      if number < len(texts):
+        _log.warning(
+          '%s is damaged in line %d (%s): what follows there is left out',
+          *(path, number, error),
+        )
       break
+    lines.append(line)
   return lines
+
+
+def _check_line(line: dict[str, Any], before: int) -> None:
+  """Raises a `ValueError` if there is no going on from a line."""
+  for name, value in line.items():
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) < float('inf'):
+      raise ValueError(f'{name!r:.80} is no number')
+  for name in ('step', 'seconds', 'images_per_second', 'loss'):
+    if name not in line:
+      raise ValueError(f'{name} is missing')
+  if not before < line['step'] or line['step'] != int(line['step']):
+    raise ValueError(f'step {line["step"]} after {before}')
 
 
 def typical_rate(lines: list[dict[str, Any]]) -> float | None:

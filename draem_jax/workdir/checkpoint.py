@@ -29,6 +29,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -47,6 +48,8 @@ _ARRAY_METADATA = {'param_name', 'write_shape', 'chunk_shape'}
 # What orbax, tensorstore and json raise when files of a checkpoint are cut
 # short, altered or gone; and a plain `Exception` for an array's data.
 _DAMAGE = (FileNotFoundError, KeyError, NotImplementedError, ValueError)
+# What reading JSON of another shape raises besides; elsewhere it is our fault.
+_MISSHAPEN = (AttributeError, IndexError, RecursionError, TypeError)
 # Tensorstore says with a `ValueError` too that the system refuses to read.
 _REFUSALS = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED')
 
@@ -63,6 +66,12 @@ class Checkpointer:
     """
     self.folder = pathlib.Path(folder).absolute()
     self._keep = keep
+    # The same filter is there but once.
+    absl.logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    if devices.is_main_process():
+      # Of a save that was killed; whoever has the lock is alone here.
+      for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(path, ignore_errors=True)
     self._manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
@@ -125,7 +134,7 @@ class Checkpointer:
 
   def steps(self) -> list[int]:
     """The steps that have a complete checkpoint, oldest first."""
-    return _steps(self.folder)
+    return list_steps(self.folder)
 
   def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
     """Restores the newest checkpoint that can be read.
@@ -194,6 +203,11 @@ class Checkpointer:
       ) from error
 
 
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+  """Whether to show a record: what orbax traces, it raises as well."""
+  return f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
 def restore_variables(
   folder: str | pathlib.Path, abstract_variables: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -235,6 +249,16 @@ def restore_variables(
   return variables
 
 
+def list_steps(folder: str | pathlib.Path) -> list[int]:
+  """The steps that have a complete checkpoint in a folder, oldest first."""
+  return sorted(
+    int(path.name)
+    for path in pathlib.Path(folder).glob('*')
+    if path.name.isdecimal()
+    and ocp.utils.is_checkpoint_finalized(epath.Path(path))
+  )
+
+
 def _items(state: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
   """The items of a checkpoint by name, each array in one of them."""
   rest = {
@@ -250,15 +274,6 @@ def _parts(state: Any) -> dict[str, Any]:
   """The fields of a state that are not None, by name."""
   parts = {x.name: getattr(state, x.name) for x in dataclasses.fields(state)}
   return {name: part for name, part in parts.items() if part is not None}
-
-
-def _steps(folder: pathlib.Path) -> list[int]:
-  return sorted(
-    int(path.name)
-    for path in folder.glob('*')
-    if path.name.isdecimal()
-    and ocp.utils.is_checkpoint_finalized(epath.Path(path))
-  )
 
 
 def _read_newest(
@@ -281,7 +296,7 @@ def _read_newest(
   """
   damaged, cause = [], None
   while True:
-    step = max(set(_steps(folder)) - set(damaged), default=-1)
+    step = max(set(list_steps(folder)) - set(damaged), default=-1)
     if together:
       step = devices.main_process_says(step)
     if step < 0:
@@ -376,6 +391,7 @@ def _read(folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
     ),
   )
   _compare_checksums(folder, read)
+  _check_finite(read)
   return read
 
 
@@ -385,11 +401,20 @@ def _check_array_metadata(folder: pathlib.Path) -> None:
   What raises in orbax because of it says nothing of a damaged file.
   """
   for path in folder.glob('array_metadatas/*'):
-    entries = json.loads(path.read_text(encoding='utf-8'))['array_metadatas']
-    for entry in entries:
-      fields = entry['array_metadata']
-      if not fields.keys() >= _ARRAY_METADATA:
-        raise ValueError(f'{path} lacks fields of {fields}')
+    with _misshapen_is_damage(path):
+      entries = json.loads(path.read_text(encoding='utf-8'))['array_metadatas']
+      for entry in entries:
+        fields = entry['array_metadata']
+        if not fields.keys() >= _ARRAY_METADATA:
+          raise ValueError(f'{path} lacks fields of {fields}')
+
+
+@contextlib.contextmanager
+def _misshapen_is_damage(path: pathlib.Path) -> Iterator[None]:
+  try:
+    yield
+  except _MISSHAPEN as error:
+    raise ValueError(f'{path} holds something else ({error})') from error
 
 
 def _checksums(items: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -420,14 +445,26 @@ def _compare_checksums(folder: pathlib.Path, read: dict[str, Any]) -> None:
   listing = folder.parent / '_CHECKPOINT_METADATA'
   if not path.exists() and f'"{_CHECKSUMS}"' not in listing.read_text():
     return
-  saved = ocp.JsonCheckpointHandler().restore(epath.Path(path))[folder.name]
-  for name, value in _checksums({folder.name: read})[folder.name].items():
-    if saved[name] != value:
-      raise ValueError(f'the checksum of {name} is not as it was saved')
+  found = _checksums({folder.name: read})[folder.name]
+  with _misshapen_is_damage(path):
+    saved = ocp.JsonCheckpointHandler().restore(epath.Path(path))[folder.name]
+    for name, value in found.items():
+      if saved[name] != value:
+        raise ValueError(f'the checksum of {name} is not as it was saved')
+
+
+def _check_finite(read: dict[str, Any]) -> None:
+  """Raises a `ValueError` if there is a weight that is no number."""
+  for name, leaf in _leaves(read).items():
+    if name.split('/', 1)[0] in ('params', 'batch_stats'):
+      value = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+      if not np.isfinite(np.asarray(value)).all():
+        raise ValueError(f'{name} is not finite')
 
 
 def _metadata(folder: pathlib.Path) -> Any:
-  return ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder))
+  with _misshapen_is_damage(folder):
+    return ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

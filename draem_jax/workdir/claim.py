@@ -9,14 +9,32 @@ from draem_jax import config as config_lib
 from draem_jax.errors import UserError
 from draem_jax.workdir import storage
 
+# What every config of a run has had.
+_OLDEST = (
+  'category',
+  'image_size',
+  'score_window',
+  'dtype',
+  'model.reconstructive_width',
+  'model.discriminative_width',
+  'eval.batch_size',
+)
 
-def read_config(workdir: str | pathlib.Path) -> dict[str, Any]:
+
+def read_config(
+  workdir: str | pathlib.Path, *, check: bool = True
+) -> dict[str, Any]:
   """The config of the run in `workdir`, as nested plain values.
+
+  Args:
+    workdir: the folder of the run.
+    check: whether something shall work with it: then no value may be one that
+      cannot.
 
   Raises:
     UserError: if the folder holds no run, or a damaged `config.json`.
   """
-  return config_lib.complete(_read(workdir)['config'])
+  return _read(workdir, check=check)[0]
 
 
 def claim(
@@ -38,18 +56,18 @@ def claim(
   path = pathlib.Path(workdir) / 'config.json'
   config = json.loads(json.dumps(config))
   if not _has_begun(path.parent):
-    storage.write_json(path, {'config': config, 'data': dict(fingerprint)})
+    _write(path, config, fingerprint)
     return
-  found = _read(workdir)
-  changed = _changes(found['config'], config)
+  found, data = _read(workdir)
+  changed = _changes(found, config)
   changed += [
     f'other {name}'
     for name, checksum in fingerprint.items()
-    if found.get('data', {}).get(name, checksum) != checksum
+    if data.get(name, checksum) != checksum
   ]
   _refuse(workdir, changed)
   # Fields that are free may have changed: the file says what was used last.
-  storage.write_json(path, {'config': config, 'data': dict(fingerprint)})
+  _write(path, config, fingerprint)
 
 
 def check(workdir: str | pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -60,7 +78,7 @@ def check(workdir: str | pathlib.Path, config: Mapping[str, Any]) -> None:
   """
   if _has_begun(pathlib.Path(workdir)):
     config = json.loads(json.dumps(config))
-    _refuse(workdir, _changes(_read(workdir)['config'], config))
+    _refuse(workdir, _changes(_read(workdir)[0], config))
 
 
 def _has_begun(workdir: pathlib.Path) -> bool:
@@ -104,21 +122,51 @@ def _refuse(workdir: str | pathlib.Path, changed: list[str]) -> None:
     )
 
 
-def _read(workdir: str | pathlib.Path) -> dict[str, Any]:
+def _write(
+  path: pathlib.Path, config: Mapping[str, Any], fingerprint: Mapping[str, str]
+) -> None:
+  content = {
+    'config': config,
+    # That none is lost: what an older config lacks has its default.
+    'fields': len(config_lib.flatten(config)),
+    'data': dict(fingerprint),
+  }
+  storage.write_json(path, content)
+
+
+def _read(
+  workdir: str | pathlib.Path, *, check: bool = True
+) -> tuple[dict[str, Any], dict[str, str]]:
+  """The config of a run, complete, and its fingerprint."""
   path = pathlib.Path(workdir) / 'config.json'
+  remedy = 'restore it, or take another --workdir'
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-    found['config'].items()
-    return found
+    found = storage.read_json(path, remedy=remedy)
   except FileNotFoundError as error:
     raise UserError(
       f'{path} does not exist: --workdir must be the folder of a trained run'
     ) from error
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
-    raise UserError(
-      f'{path} is not the config of a run ({error}): restore it, or take'
-      ' another --workdir'
-    ) from error
+  for name in ('config', 'data'):
+    if not isinstance(found.setdefault(name, {}), dict):
+      raise UserError(f'{path} is damaged ({name!r} is no object): {remedy}')
+  if not found['config']:
+    raise UserError(f'{path} is not the config of a run: {remedy}')
+  try:
+    config = config_lib.complete(found['config'])
+    if not check:
+      return config, found['data']
+    config_lib.check(config)
+    given = config_lib.flatten(found['config'])
+    needed = _OLDEST
+    count = found.get('fields')
+    if isinstance(count, int) and len(given) < count:
+      needed = config_lib.FIELDS
+    for name in needed:
+      if name not in given:
+        raise UserError(f'config.{name} is missing')
+  except UserError as error:
+    raise UserError(f'{path}: {error}; {remedy}') from error
+  return config, found['data']
 
 
 def _shapes_weights(name: str) -> bool:

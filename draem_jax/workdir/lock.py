@@ -61,6 +61,19 @@ def hold(workdir: str | pathlib.Path) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def wait(path: pathlib.Path) -> Iterator[None]:
+  """As `hold`, of any file, but waits until no other process holds it."""
+  if fcntl is None:
+    yield
+    return
+  with open(path, 'a+b') as file:
+    if not _try_to_lock(file, path):
+      _log.info('waiting for another process, which holds %s', path)
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
 def is_held(workdir: str | pathlib.Path) -> bool:
   """Whether some process holds the lock of a workdir."""
   path = pathlib.Path(workdir) / FILE

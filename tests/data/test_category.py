@@ -422,3 +422,69 @@ def test_original_size_and_lossy_masks(example_data, tmp_path):
   # Loaded at their own size, lossy masks have two values and no fringe.
   assert set(np.unique(boards.test_masks)) == {0.0, 1.0}
   assert boards.test_masks[boards.labels].any(axis=(1, 2)).all()
+
+
+def prepared_files(data_dir):
+  folder = data_dir.parent / 'tfds' / 'category'
+  return sorted(p for p in folder.glob('part-*/*/*') if p.is_file())
+
+
+@pytest.mark.parametrize('harm', ['flip', 'cut', 'empty', 'remove', 'fifo'])
+def test_what_is_damaged_is_prepared_anew(data_dir, harm, caplog):
+  caplog.set_level('WARNING')
+  expected = load(data_dir)
+  for path in prepared_files(data_dir):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    caplog.clear()
+    path.unlink()
+    if harm == 'fifo':
+      os.mkfifo(path)
+    elif harm != 'remove':
+      cut = {'flip': len(data), 'cut': len(data) // 2, 'empty': 0}[harm]
+      path.write_bytes(data[:cut])
+    found = load(data_dir)
+    np.testing.assert_array_equal(found.train_images, expected.train_images)
+    np.testing.assert_array_equal(found.test_images, expected.test_images)
+    assert found.test_files == expected.test_files
+    # Without checksums, as in earlier versions, nothing is compared.
+    if path.name != 'checksums.json' or harm != 'remove':
+      assert 'is damaged' in caplog.text
+  assert len(prepared_files(data_dir)) == 5
+
+
+def test_what_an_earlier_version_prepared_is_taken_or_named(data_dir):
+  expected = load(data_dir)
+  for path in prepared_files(data_dir):
+    if path.name == 'checksums.json':
+      path.unlink()
+  found = load(data_dir)
+  np.testing.assert_array_equal(found.train_images, expected.train_images)
+  for path in prepared_files(data_dir):
+    if 'train.array_record' in path.name:
+      data = bytearray(path.read_bytes())
+      data[100:200] = bytes(100)
+      path.write_bytes(data)
+  assert 'is damaged' in message(data_dir)
+  assert 'delete it, and it is prepared anew' in message(data_dir)
+
+
+def test_what_a_killed_preparation_left_is_cleared(data_dir):
+  load(data_dir)
+  (version,) = {path.parent for path in prepared_files(data_dir)}
+  left = version.parent / f'incomplete.ABC123_{version.name}'
+  left.mkdir()
+  shutil.rmtree(version)
+  load(data_dir)
+  assert not left.exists() and version.is_dir()
+
+
+def test_of_many_categories_the_nearest_are_named(tmp_path):
+  for number in range(300):
+    write(tmp_path / f'part{number}/train/good/000.png', picture(0))
+  with pytest.raises(UserError) as error:
+    layouts.find_category(tmp_path, 'part17x')
+  assert 'part17' in str(error.value) and len(str(error.value)) < 300
+  with pytest.raises(UserError) as error:
+    layouts.find_category(tmp_path, 'something')
+  assert 'of the 300' in str(error.value) and len(str(error.value)) < 300

@@ -7,6 +7,7 @@ A layout says what is special about it, by three names:
 - `read(folder)`: the images of a category, as `contents.Contents`.
 """
 
+import difflib
 import os
 import pathlib
 import re
@@ -14,6 +15,8 @@ from typing import Any
 
 from draem_jax.data.layouts import dagm, mvtec
 from draem_jax.errors import UserError
+
+_MOST_LISTED = 20  # Names in a message.
 
 LAYOUTS: dict[str, Any] = {
   'mvtec': mvtec,
@@ -93,8 +96,17 @@ def find_category(
       f' it expects them ({get(layout).EXPECTED}), or set config.data.layout'
     )
   raise UserError(
-    f'{data_dir} has no category {category!r}: there are {", ".join(names)}'
+    f'{data_dir} has no category {category!r}: {_some_of(names, category)}'
   )
+
+
+def _some_of(names: list[str], wanted: str) -> str:
+  """Which names there are; of many, those that come nearest."""
+  if len(names) <= _MOST_LISTED:
+    return f'there are {", ".join(names)}'
+  near = difflib.get_close_matches(wanted, names, n=_MOST_LISTED // 4)
+  hint = f'near it are {", ".join(near)}' if near else f'one is {names[0]}'
+  return f'of the {len(names)} that there are, {hint}'
 
 
 def _order(name: str) -> tuple[list[str | int], str]:

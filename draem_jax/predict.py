@@ -84,6 +84,8 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
     'pixel threshold': detector.thresholds.pixel,
     'folder of images': str(found.root),
   }
+  # Room for large pictures.
+  detector = detector.for_scoring()
   with contextlib.closing(Predictions(output, settings)) as predictions:
     broken = stream.score_files(detector, found, predictions)
     verdicts = [
@@ -94,6 +96,16 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
   terminal.say(
     f'{len(verdicts)} images, {sum(verdicts)} anomalous: {output / TABLE}'
   )
+  own = output.resolve()
+  line = files.passed_over(
+    [
+      name
+      for name in found.others
+      if (found.root / name).parent.resolve() != own
+    ]
+  )
+  if line:
+    _log.warning('passed over %s', line)
   for folder in found.unreadable:
     _log.warning('%s cannot be looked into: allow reading it', folder)
   broken += len(found.unreadable)

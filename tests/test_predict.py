@@ -111,6 +111,7 @@ def test_a_broken_file_shows_in_the_status(place):
   folder.mkdir()
   Image.fromarray(random_images(1, 32)[0]).save(folder / 'good.png')
   (folder / 'bad.png').write_bytes(b'no image')
+  (folder / 'phone.HEIC').write_bytes(b'of no use')
   # What is written inside the folder of images is not scored itself.
   for _ in range(2):
     status, out, err = finish(
@@ -119,6 +120,7 @@ def test_a_broken_file_shows_in_the_status(place):
     assert status == 1
     assert '1 images, 1 anomalous' in out
     assert 'bad.png cannot be read' in err and 'Traceback' not in err
+    assert '1 files' in err and '1 .heic' in err and 'phone.HEIC' in err
     assert err.strip().splitlines()[-1].endswith(': 1')
   assert list(rows(place, 'some/out')) == ['good.png']
   status, _, err = finish(

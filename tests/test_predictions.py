@@ -291,7 +291,9 @@ def test_pictures_keep_their_place_and_their_values(tmp_path):
   overlay = rng.integers(0, 256, (6, 9, 3)).astype(np.uint8)
   levels = rng.integers(0, 65536, (6, 9)).astype(np.uint16)
   with begin(tmp_path) as predictions:
-    predictions.write_pictures('x/y.jpg', overlay=overlay, levels=levels)
+    predictions.write_pictures(
+      'x/y.jpg', overlay=[overlay], levels=[levels[:2], levels[2:]]
+    )
   with Image.open(tmp_path / 'overlays' / 'x' / 'y.jpg.png') as image:
     np.testing.assert_array_equal(image, overlay)
   with Image.open(tmp_path / 'maps' / 'x' / 'y.jpg.png') as image:

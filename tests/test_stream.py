@@ -1,6 +1,10 @@
 import contextlib
 import csv
 import errno
+import os
+import pathlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -9,7 +13,7 @@ import pytest
 from PIL import Image
 from redness import Redness
 
-from draem_jax.data import images
+from draem_jax.data import encoded, png
 from draem_jax.data.files import find_images
 from draem_jax.detection import stream
 from draem_jax.detection.detector import Detector
@@ -130,13 +134,132 @@ def test_scores_do_not_depend_on_where_a_run_was_cut(detector, tmp_path):
   assert (tmp_path / 'out' / 'predictions.csv').read_bytes() == expected
 
 
+def test_what_is_not_kept_is_read_again(detector, tmp_path, monkeypatch):
+  for index, square in enumerate([None, (10, 20, 20), (3, 4, 5)]):
+    write_image(tmp_path / 'in' / f'{index}.png', square=square)
+  write_image(tmp_path / 'in' / '3.jpg', size=(90, 33), square=(50, 5, 20))
+  run(detector, tmp_path / 'in', tmp_path / 'kept')
+  monkeypatch.setattr(stream, '_KEPT', 40 * 60)  # Room for one of them.
+  monkeypatch.setattr(stream, '_STRIP', 500)
+  run(detector, tmp_path / 'in', tmp_path / 'again')
+  kept, again = (
+    {
+      path.relative_to(tmp_path / name): path.read_bytes()
+      for path in (tmp_path / name).rglob('*')
+      if path.is_file()
+    }
+    for name in ('kept', 'again')
+  )
+  assert kept == again and len(kept) == 10
+
+
+def test_a_file_that_changes_meanwhile_is_told(
+  detector, tmp_path, monkeypatch, caplog
+):
+  monkeypatch.setattr(stream, '_KEPT', 0)
+  for name in ('a.png', 'b.png', 'c.png'):
+    write_image(tmp_path / 'in' / name)
+  score_all = Detector.score_all
+
+  def change(self, images):
+    write_image(tmp_path / 'in' / 'a.png', square=(0, 0, 30))
+    (tmp_path / 'in' / 'b.png').unlink(missing_ok=True)
+    return score_all(self, images)
+
+  monkeypatch.setattr(Detector, 'score_all', change)
+  with caplog.at_level('WARNING', 'draem_jax'):
+    assert run(detector, tmp_path / 'in', tmp_path / 'out') == 2
+  assert sum('a.png has changed' in line for line in caplog.messages) == 1
+  assert sum('b.png cannot be read' in line for line in caplog.messages) == 1
+  assert [row['file'] for row in rows(tmp_path / 'out')] == ['c.png']
+
+
+def test_a_peak_elsewhere_decides_for_every_strip(detector, monkeypatch):
+  """Where no pixel passes, those that reach the score do, wherever they lie."""
+  low = np.full((8, 8), 0.2, np.float32)
+  low[6:, :3] = 0.45
+  faint = detector.with_thresholds(image=0.3, pixel=0.3)
+  faint.thresholds = Thresholds(0.3, 0.5, 'a test', 0.99, 0.9999)
+  whole = faint.find_mask(low, 0.4)
+  assert whole.any() and not whole[:6].any()
+  for top in range(0, 8, 2):
+    part = faint.find_mask(low[top : top + 2], 0.4, peak=float(low.max()))
+    np.testing.assert_array_equal(part, whole[top : top + 2])
+
+
+_LARGE = """
+import contextlib, pathlib, resource, sys
+import numpy as np
+from redness import Redness
+from draem_jax.data import png
+from draem_jax.data.files import find_images
+from draem_jax.detection import stream
+from draem_jax.detection.detector import Detector
+from draem_jax.detection.predictions import Predictions
+from draem_jax.workdir.thresholds import Thresholds
+
+folder = pathlib.Path(sys.argv[1])
+detector = Detector(
+  Redness(), {}, image_size=32, score_window=5, batch_size=4,
+  thresholds=Thresholds(0.5, 0.5, 'a test', 0.99, 0.9999),
+)
+
+def score(name):
+  found = find_images(str(folder / name))
+  with contextlib.closing(Predictions(folder / f'out-{name}', {})) as table:
+    assert stream.score_files(detector, found, table) == 0
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+for name, side, count in (('small', 64, 1), ('large', 4000, 1)):
+  (folder / name).mkdir()
+  for index in range(count):
+    with open(folder / name / f'{index}.png', 'wb') as file:
+      strip = np.full((side // 8, side, 3), 9, np.uint8)
+      png.write(file, [strip] * 8)
+stream._KEPT = 0
+base = score('small')
+print(base, score('large'))
+"""
+
+
+def test_memory_is_that_of_one_large_picture(tmp_path):
+  """One of 16 million pixels, of which whatever is made of it is a strip."""
+  here = pathlib.Path(__file__).parent
+  environment = {'XLA_FLAGS': '', 'PYTHONPATH': str(here)}
+  done = subprocess.run(
+    [sys.executable, '-c', _LARGE, str(tmp_path)],
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  base, large = map(int, done.stdout.split())
+  # Decoded it takes 61 MB, and its map would take as much.
+  assert large - base < 61 + 80
+
+
+def test_images_of_few_of_their_16_bits_are_told_once(
+  detector, tmp_path, caplog
+):
+  levels = np.linspace(100, 4000, 1200).astype(np.uint16).reshape(30, 40)
+  (tmp_path / 'in').mkdir()
+  for index in range(3):
+    Image.fromarray(levels).save(tmp_path / 'in' / f'{index}.png')
+  write_image(tmp_path / 'in' / '3.png')
+  with caplog.at_level('WARNING', 'draem_jax'):
+    run(detector, tmp_path / 'in', tmp_path / 'out')
+  (line,) = [line for line in caplog.messages if '16 bits' in line]
+  assert line.startswith('3 images of 16 bits use at most 12')
+  assert '0.png' in line
+
+
 class Watch:
   """How many images are under way, from reading until their row."""
 
   def __init__(self, monkeypatch, delay):
     self.lock = threading.Lock()
     self.now = self.most = 0
-    read, add = images.read_image, Predictions.add
+    read, add = encoded.open_picture, Predictions.add
     write = Predictions.write_pictures
 
     def reading(path):
@@ -151,7 +274,7 @@ class Watch:
       time.sleep(delay)
       return write(*args, **kwargs)
 
-    monkeypatch.setattr(images, 'read_image', reading)
+    monkeypatch.setattr(encoded, 'open_picture', reading)
     monkeypatch.setattr(Predictions, 'add', adding)
     monkeypatch.setattr(Predictions, 'write_pictures', writing)
 
@@ -179,15 +302,15 @@ def test_a_full_disk_ends_the_run_and_names_the_file(
 ):
   for index in range(20):
     write_image(tmp_path / 'in' / f'{index:02}.png')
-  encode = images.encode_png
+  write = png.write
   calls = iter(range(100))
 
-  def fail_later(picture):
+  def fail_later(file, strips):
     if next(calls) >= 10:
       raise OSError(errno.ENOSPC, 'No space left on device')
-    return encode(picture)
+    return write(file, strips)
 
-  monkeypatch.setattr(images, 'encode_png', fail_later)
+  monkeypatch.setattr(png, 'write', fail_later)
   with pytest.raises(OSError, match='No space left') as error:
     run(detector, tmp_path / 'in', tmp_path / 'out')
   assert str(tmp_path / 'out') in error.value.filename

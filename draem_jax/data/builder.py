@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from draem_jax import names, paper
-from draem_jax.data import images, layouts
+from draem_jax.data import encoded, files, images, layouts, masks, png
 from draem_jax.data.layouts.contents import Contents, Member
 from draem_jax.data.prepare import prepare
 from draem_jax.errors import UserError
@@ -22,8 +22,9 @@ _log = logging.getLogger(__name__)
 
 # Letters of a category's name in that of its prepared data.
 _NAME = 40
-# Encoded images held in memory while a category is prepared.
-_CHUNK = 64
+# Encoded images held in memory while a category is prepared: at most so many,
+# and but for one no more than so many bytes.
+_CHUNK, _CHUNK_BYTES = 64, 2**26
 
 
 @dataclasses.dataclass
@@ -34,11 +35,13 @@ class CategoryConfig(tfds.core.BuilderConfig):
     category: the name of its folder in `manual_dir`.
     layout: how its files lie, a name in `layouts.LAYOUTS`.
     coarse_masks: as its `Contents` say; nothing that is prepared depends on it.
+    contents: what the layout finds; None to look when it is prepared.
   """
 
   category: str = ''
   layout: str = 'mvtec'
   coarse_masks: bool = False
+  contents: Contents | None = None
 
 
 class CategoryBuilder(tfds.core.GeneratorBasedBuilder):
@@ -49,9 +52,10 @@ class CategoryBuilder(tfds.core.GeneratorBasedBuilder):
   """
 
   name = 'category'
-  # To be raised with every change of the features: what an older version has
-  # prepared stays as it is, and the category is prepared anew beside it.
-  VERSION = tfds.core.Version('2.0.0')
+  # To be raised with every change of the features and of what masks mean: what
+  # an older version has prepared stays as it is, and the category is prepared
+  # anew beside it.
+  VERSION = tfds.core.Version('3.0.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = 'manual_dir must be a folder of categories'
   BUILDER_CONFIGS = [
     CategoryConfig(name=name, category=name) for name in paper.CATEGORIES
@@ -69,6 +73,8 @@ class CategoryBuilder(tfds.core.GeneratorBasedBuilder):
           'image': tfds.features.Image(shape=(None, None, 3)),
           'mask': tfds.features.Image(shape=(None, None, 1)),
           'has_mask': np.bool_,
+          'mask_meaning': tfds.features.Text(),
+          'bits_in_use': np.uint8,
           'file': tfds.features.Text(),
           'defect': tfds.features.Text(),
           'is_anomalous': np.bool_,
@@ -82,7 +88,7 @@ class CategoryBuilder(tfds.core.GeneratorBasedBuilder):
   ) -> dict[str, Iterator]:
     config = self.builder_config
     folder = pathlib.Path(dl_manager.manual_dir) / config.category
-    contents = layouts.get(config.layout).read(folder)
+    contents = config.contents or layouts.get(config.layout).read(folder)
     splits = {'train': contents.train, 'test': contents.test}
     # TFDS refuses to write an empty split.
     return {
@@ -96,29 +102,50 @@ class CategoryBuilder(tfds.core.GeneratorBasedBuilder):
   ) -> Iterator[tuple[int, dict]]:
     encode = functools.partial(_encode, folder)
     # Keys are numbers, as the order of the files is to be kept.
-    for start in range(0, len(members), _CHUNK):
-      chunk = members[start : start + _CHUNK]
+    start = 0
+    for chunk in _chunks(folder, members):
       yield from enumerate(images.map_parallel(encode, chunk), start)
+      start += len(chunk)
+
+
+def _chunks(
+  folder: pathlib.Path, members: list[Member]
+) -> Iterator[list[Member]]:
+  """Images that are encoded before the first of them is written."""
+  chunk, total = [], 0
+  for member in members:
+    size = (folder / member.file).stat().st_size
+    if chunk and (len(chunk) == _CHUNK or total + size > _CHUNK_BYTES):
+      yield chunk
+      chunk, total = [], 0
+    chunk.append(member)
+    total += size
+  yield chunk
 
 
 def _encode(folder: pathlib.Path, member: Member) -> dict:
   """Bytes of an image and its mask, which TFDS cannot make without TF."""
   path = folder / member.file
-  data, size = images.to_stored(images.read_bytes(path), str(path))
-  mask = np.zeros(size, np.uint8)
+  stored = images.to_stored(encoded.read_bytes(path), str(path))
+  size = stored.size
+  mask, meaning = np.zeros(size, np.uint8), ''
   if member.mask:
     mask_path = folder / member.mask
-    mask = images.decode_mask(images.read_bytes(mask_path), str(mask_path))
+    mask, meaning = masks.decode(encoded.read_bytes(mask_path), str(mask_path))
     if mask.shape != size:
       raise UserError(
         f'{mask_path} is {mask.shape[1]}x{mask.shape[0]} pixels and its image'
         f' {path} {size[1]}x{size[0]}: give both the same size'
       )
   return {
-    'image': data,
-    'mask': images.encode_png(mask),
+    'image': stored.data,
+    'mask': png.encode(mask),
     # What is good has nothing to be covered.
     'has_mask': member.mask is not None or not member.is_anomalous,
+    # Empty where there is none.
+    'mask_meaning': meaning,
+    # Of 16; 0 where there were no 16.
+    'bits_in_use': stored.bits_in_use or 0,
     'file': names.to_bytes(member.file),
     'defect': names.to_bytes(member.defect),
     'is_anomalous': member.is_anomalous,
@@ -153,6 +180,7 @@ def prepare_category(
     category=folder.name,
     layout=layout,
     coarse_masks=contents.coarse_masks,
+    contents=contents,
   )
   return prepare(
     functools.partial(CategoryBuilder, config=config),
@@ -165,7 +193,8 @@ def _fingerprint(folder: pathlib.Path, layout: str, contents: Contents) -> str:
   """Twelve digits of all that is prepared: they change when any of it does.
 
   That is any file that is added, gone or changed, and what the layout says of
-  it, which it may have from elsewhere.
+  it, which it may have from elsewhere. To read the files would take as long as
+  to prepare them, so that their stamps speak for them.
   """
   where = names.to_bytes(str(folder.resolve()))
   digest = hashlib.sha256(layout.encode() + b'\0' + where + b'\n')
@@ -174,6 +203,9 @@ def _fingerprint(folder: pathlib.Path, layout: str, contents: Contents) -> str:
     for member in split:
       digest.update(f'{dataclasses.astuple(member)}\n'.encode())
       for name in filter(None, (member.file, member.mask)):
-        stat = (folder / name).stat()
-        digest.update(f'{stat.st_size}\0{stat.st_mtime_ns}\n'.encode())
+        try:
+          stamp = files.stamp(folder / name)
+        except OSError as error:
+          raise encoded.unreadable(folder / name, error) from error
+        digest.update(f'{stamp}\n'.encode())
   return digest.hexdigest()[:12]

@@ -1,6 +1,7 @@
 """A category in memory: its images and masks, resized."""
 
 import dataclasses
+import logging
 import os
 
 import numpy as np
@@ -9,9 +10,13 @@ from jaxtyping import Bool, Float, UInt8
 
 from draem_jax import names
 from draem_jax.data import builder as builder_lib
-from draem_jax.data import images, layouts, resident
+from draem_jax.data import encoded, images, layouts, masks, resident
 from draem_jax.data.prepare import naming_damage
 from draem_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_NAMED = 3  # Images of which something is odd that a line names.
 
 
 @dataclasses.dataclass
@@ -76,6 +81,8 @@ def load_category(
   with naming_damage(builder):
     train = _load_split(builder, 'train', image_size)
     test = _load_split(builder, 'test', image_size)
+  _tell_of_depth(category, train, test)
+  _tell_of_masks(category, test)
   return Category(
     name=category,
     train_images=train.images,
@@ -96,6 +103,9 @@ class _Split:
   files: list[str]
   defects: list[str]
   labels: Bool[np.ndarray, 'n']
+  bits_in_use: dict[str, int | None]  # By file.
+  meanings: dict[str, str]  # Of the masks, by file.
+  without_defect: list[str]  # Anomalous images whose masks say there is none.
 
 
 def _load_split(
@@ -117,19 +127,25 @@ def _load_split(
       ' config.image_size'
     )
   resized = np.empty((count, size, size, 3), np.uint8)
-  masks = np.zeros((count, size, size), np.float32)
+  coverage = np.zeros((count, size, size), np.float32)
   labels, has_mask = np.zeros(count, bool), np.zeros(count, bool)
+
+  bits_in_use, meanings, without_defect = {}, {}, []
 
   def load(index: int) -> tuple[str, str]:
     record = records[index]
     file = names.from_bytes(record['file'])
-    image = images.decode_image(record['image'], file)
-    resized[index] = images.resize_bilinear(image, (size, size))
+    with encoded.decode(record['image'], file) as picture:
+      resized[index] = images.resize_picture(picture, (size, size))
     labels[index], has_mask[index] = record['is_anomalous'], record['has_mask']
-    if labels[index]:
-      mask = images.decode_mask(record['mask'], file)[..., None]
-      mask = images.resize_bilinear(mask, (size, size))
-      masks[index] = mask[..., 0] / 255
+    if labels[index] and has_mask[index]:
+      with encoded.decode(record['mask'], file) as picture:
+        mask = images.resize_picture(picture, (size, size))
+        coverage[index] = mask[..., 0] / 255
+        if not picture.upright().getbbox():
+          without_defect.append(file)
+      meanings[file] = record['mask_meaning'].decode()
+    bits_in_use[file] = int(record['bits_in_use']) or None
     return file, names.from_bytes(record['defect'])
 
   loaded = images.map_parallel(
@@ -137,8 +153,60 @@ def _load_split(
   )
   return _Split(
     images=resized,
-    masks=masks if has_mask.all() else None,
+    masks=coverage if has_mask.all() else None,
     files=[file for file, _ in loaded],
     defects=[defect for _, defect in loaded],
     labels=labels,
+    # Threads are done in any order.
+    bits_in_use=dict(sorted(bits_in_use.items())),
+    meanings=dict(sorted(meanings.items())),
+    without_defect=sorted(without_defect),
   )
+
+
+def _tell_of_depth(category: str, train: _Split, test: _Split) -> None:
+  """Warns of images that lose most of their levels, once."""
+  for bits_in_use in (
+    train.bits_in_use | test.bits_in_use,
+    train.bits_in_use,
+    test.bits_in_use,
+  ):
+    line = images.describe_depth(bits_in_use)
+    if line:
+      _log.warning('%s: %s', category, line)
+      return
+
+
+def _tell_of_masks(category: str, test: _Split) -> None:
+  """Says what masks were taken for, and warns of those that cannot be right."""
+  line = masks.describe(test.meanings.values())
+  if line:
+    _log.info('masks of %s: %s', category, line)
+  if test.without_defect:
+    _log.warning(
+      '%s: the masks of %d defect images are empty, so that no pixel of them'
+      ' counts as anomalous: %s; draw the defects, or move the images to the'
+      ' good ones',
+      category,
+      len(test.without_defect),
+      _name_some(test.without_defect),
+    )
+  no_normal = [
+    file
+    for file, meaning in test.meanings.items()
+    if meaning == masks.NO_NORMAL
+  ]
+  if no_normal:
+    _log.warning(
+      '%s: %d masks hold no 0, which is what means normal, and are taken as'
+      ' they are: those of %s; save them with 0 where nothing is wrong',
+      category,
+      len(no_normal),
+      _name_some(no_normal),
+    )
+
+
+def _name_some(names: list[str]) -> str:
+  rest = len(names) - _NAMED
+  more = f' and {rest} more' if rest > 0 else ''
+  return f'{", ".join(names[:_NAMED])}{more}'

@@ -1,14 +1,17 @@
 """Which image files a path names: a file, a folder of any depth, or a glob."""
 
+import collections
 import dataclasses
 import functools
 import glob
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from draem_jax.data import images
 from draem_jax.errors import UserError
+
+_KINDS = 4  # Kinds of files passed over that a line names.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +22,62 @@ class Found:
     root: the folder, absolute.
     names: paths of the files in it, with slashes, sorted.
     unreadable: folders that could not be looked into.
-    others: paths of files in it that are no images.
+    others: paths of files in it that are no images by their names.
   """
 
   root: pathlib.Path
   names: list[str]
   unreadable: list[str]
   others: list[str] = dataclasses.field(default_factory=list)
+
+
+def passed_over(
+  others: Sequence[str], *, expected: Collection[str] = ()
+) -> str | None:
+  """Says which files are no images: how many, of which kinds, and one of them.
+
+  Args:
+    others: as `Found` has them.
+    expected: suffixes of files that nobody would miss.
+
+  Returns:
+    What follows "passed over"; None if there is nothing to tell.
+  """
+  names, kinds = [], collections.Counter()
+  for name in others:
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in expected:
+      names.append(name)
+      kinds[suffix or 'no suffix'] += 1
+  if not names:
+    return None
+  shown = [f'{count} {kind}' for kind, count in kinds.most_common(_KINDS)]
+  if len(kinds) > _KINDS:
+    shown.append('...')
+  return (
+    f'{len(names)} files that are no images by their names'
+    f' ({", ".join(shown)}), such as {names[0]}'
+  )
+
+
+def stamp(path: str | os.PathLike[str]) -> str:
+  """What changes with a file, whatever is done to keep it from showing.
+
+  Size and time of the content can be those of another file; the time of the
+  last change of any kind and the file's number cannot be set at will. They
+  differ in a copy, too.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    OSError: if there is none.
+  """
+  status = os.stat(path)
+  return (
+    f'{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}'
+    f' {status.st_ino}'
+  )
 
 
 def list_images(folder: str | os.PathLike[str]) -> Found:
@@ -66,32 +118,34 @@ def find_images(
     UserError: if nothing is there, or no image.
   """
   path = os.path.abspath(os.path.expanduser(pattern))
-  unreadable = []
+  unreadable, accepts = [], images.is_image
   if os.path.isdir(path):
-    root, files = path, filter(images.is_image, _expand(path, unreadable))
+    root, files = path, _expand(path, unreadable)
   elif os.path.exists(path):
     # A file that is named counts as an image, whatever its suffix.
-    root, files = os.path.dirname(path), [path]
+    root, files, accepts = os.path.dirname(path), [path], lambda file: True
   elif glob.has_magic(path):
     root = _fixed_part(path)
-    files = filter(images.is_image, _expand(path, unreadable))
+    files = _expand(path, unreadable)
   else:
     raise UserError(
       f'--images={pattern} does not exist: name an image, a folder or a glob'
     )
   is_excluded = _below(excluded)
   start = len(os.path.join(root, ''))
-  names = {
-    file[start:].replace(os.sep, '/')
-    for file in files
-    if not is_excluded(os.path.dirname(file))
-  }
+  names, others = set(), set()
+  for file in files:
+    if not is_excluded(os.path.dirname(file)):
+      name = file[start:].replace(os.sep, '/')
+      (names if accepts(file) else others).add(name)
   if not names:
+    line = passed_over(sorted(others))
+    there = f', but {line}' if line else ''
     raise UserError(
-      f'--images={pattern} holds no image: name files that end in'
+      f'--images={pattern} holds no image{there}: name files that end in'
       f' {", ".join(sorted(images.SUFFIXES))}'
     )
-  return Found(pathlib.Path(root), sorted(names), unreadable)
+  return Found(pathlib.Path(root), sorted(names), unreadable, sorted(others))
 
 
 def _walk(top: str, unreadable: list[str]) -> Iterator[str]:

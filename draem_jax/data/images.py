@@ -1,27 +1,31 @@
-"""Image files to arrays: decoding, masks, resizing as OpenCV does it."""
+"""Image files to arrays: decoding, and resizing as OpenCV does it."""
 
 import io
 import itertools
 import os
-import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tqdm
-from jaxtyping import Float, UInt8, UInt16
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Float, UInt8
 
-from draem_jax.errors import UserError
+from draem_jax.data import encoded, png
 
 SUFFIXES = frozenset(
-  ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+  ('.bmp', '.dib')
+  + ('.jpeg', '.jpg', '.jpe', '.jfif', '.jif', '.jfi', '.mpo')
+  + ('.pbm', '.pgm', '.pnm', '.ppm')
+  + ('.png', '.tif', '.tiff', '.webp')
 )
-# Formats that smear a mask's edges: only one side or the other is meant.
-_LOSSY_FORMATS = ('JPEG', 'MPO', 'WEBP')
 _SUBMITTED = 10_000  # Calls that wait for a thread.
+# Of 16 bits; with fewer, much of what is seen is lost.
+_ENOUGH_BITS = 15
+
+# Of each new place the two old ones beside it, and the weight of the second.
+_Neighbors = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def is_image(path: str | os.PathLike[str]) -> bool:
@@ -31,24 +35,17 @@ def is_image(path: str | os.PathLike[str]) -> bool:
   return os.path.splitext(name)[1].lower() in SUFFIXES and name[0] != '.'
 
 
-def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, 'h w 3']:
-  """Reads an image file as RGB; see `decode_image`."""
-  return decode_image(read_bytes(path), str(path))
+def read_image(
+  path: str | os.PathLike[str], *, size: tuple[int, int] | None = None
+) -> UInt8[np.ndarray, 'h w 3']:
+  """Reads an image file as RGB; see `decode_image`.
 
-
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-  """Content of a file.
-
-  Raises:
-    UserError: if it cannot be read.
+  Args:
+    path: of the file.
+    size: height and width to resize it to, as `resize_bilinear` does.
   """
-  try:
-    return pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise UserError(
-      f'{path} cannot be read ({error.strerror}): allow reading it, or remove'
-      ' it'
-    ) from error
+  with encoded.open_picture(path) as picture:
+    return picture.rgb() if size is None else resize_picture(picture, size)
 
 
 def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
@@ -67,16 +64,28 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
   Raises:
     UserError: if this is no image, or a broken one.
   """
-  return _to_rgb(_open(data, name)[0], name)
+  with encoded.decode(data, name) as picture:
+    return picture.rgb()
 
 
-def decode_mask(data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
-  """Decodes a ground truth mask: 0 is normal, 255 anomalous.
+class Stored(NamedTuple):
+  """An image as it is stored.
 
-  Lossy files are cut at half. Otherwise, where all is below half (class
-  numbers) or only one value beside 0 occurs, whatever is not 0 is anomalous;
-  any other mask keeps its grays as coverage. Of colors the largest channel
-  counts.
+  Attributes:
+    data: a PNG or JPEG file of its pixels as 8-bit RGB.
+    size: height and width, as `decode_image` gives it.
+    bits_in_use: of the 16 it came with; None if it had no 16.
+  """
+
+  data: bytes
+  size: tuple[int, int]
+  bits_in_use: int | None
+
+
+def to_stored(data: bytes, name: str) -> Stored:
+  """The same pixels as a PNG or JPEG file of 8-bit RGB.
+
+  A file that is one already keeps its bytes.
 
   Args:
     data: content of the file.
@@ -85,53 +94,42 @@ def decode_mask(data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
   Raises:
     UserError: if this is no image, or a broken one.
   """
-  image, _ = _open(data, name)
-  if image.mode.startswith('I'):
-    levels = _sixteen_bits(image, name)
-  else:
-    levels = np.asarray(image.convert('RGB')).max(axis=2)
-  half = np.iinfo(levels.dtype).max // 2
-  if image.format in _LOSSY_FORMATS:
-    return np.where(levels > half, np.uint8(255), np.uint8(0))
-  positive = levels[levels > 0]
-  if positive.size and (
-    positive.max() <= half or positive.min() == positive.max()
-  ):
-    return np.where(levels > 0, np.uint8(255), np.uint8(0))
-  return (levels >> 8).astype(np.uint8) if levels.itemsize == 2 else levels
+  with encoded.decode(data, name) as picture:
+    if not picture.is_plain:
+      buffer = io.BytesIO()
+      png.write(buffer, picture.strips())
+      data = buffer.getvalue()
+    return Stored(data, picture.shape, picture.bits_in_use)
 
 
-def to_stored(data: bytes, name: str) -> tuple[bytes, tuple[int, int]]:
-  """Bytes of a PNG or JPEG file that hold the same pixels as 8-bit RGB.
+def describe_depth(bits_in_use: Mapping[str, int | None]) -> str | None:
+  """What there is to say of images of 16 bits that use few of them.
 
-  A file that is one already keeps its bytes.
+  Which of them are meant no single image tells, so that nothing is scaled.
 
   Args:
-    data: content of the file.
-    name: of the file, for the error.
+    bits_in_use: by the images' names; None for those that had no 16.
 
   Returns:
-    The bytes, and (height, width) as `decode_image` gives it.
+    A line, or None where the bits are used or there are no such images.
   """
-  image, was_turned = _open(data, name)
-  plain = image.format in ('PNG', 'JPEG') and image.mode == 'RGB'
-  if was_turned or not plain:
-    data = encode_png(_to_rgb(image, name))
-  return data, (image.height, image.width)
-
-
-def encode_png(
-  image: UInt8[np.ndarray, 'h w *c'] | UInt16[np.ndarray, 'h w'],
-) -> bytes:
-  """PNG bytes of a gray or an RGB image, written fast rather than small."""
-  buffer = io.BytesIO()
-  Image.fromarray(image).save(buffer, 'PNG', compress_level=1)
-  return buffer.getvalue()
+  deep = {name: bits for name, bits in bits_in_use.items() if bits is not None}
+  used = max(deep.values(), default=_ENOUGH_BITS)
+  if used >= _ENOUGH_BITS:
+    return None
+  return (
+    f'{len(deep)} images of 16 bits use at most {used} of them, such as'
+    f' {next(iter(deep))}: {2 ** max(0, used - 8)} of 256 levels of brightness'
+    f' are left of them; save them with 8 bits, or multiply them by'
+    f' {2 ** (16 - used)}, here and wherever the same part is seen'
+  )
 
 
 def resize_bilinear(
   image: UInt8[np.ndarray, 'h w c'] | Float[np.ndarray, 'h w c'],
   size: tuple[int, int],
+  *,
+  rows: slice = slice(None),
 ) -> UInt8[np.ndarray, 'h2 w2 c'] | Float[np.ndarray, 'h2 w2 c']:
   """Resizes without antialiasing, as OpenCV's `INTER_LINEAR`.
 
@@ -141,29 +139,38 @@ def resize_bilinear(
   Args:
     image: uint8, or float of any range.
     size: height and width of the result.
+    rows: those of the result that are wanted.
 
   Returns:
     The resized image: uint8 for uint8, otherwise float32.
   """
   if image.shape[:2] == tuple(size):
+    image = image[rows]
     return image if image.dtype == np.uint8 else image.astype(np.float32)
-  (y0, y1, wy), (x0, x1, wx) = (
+  vertical, horizontal = (
     _neighbors(old, new) for old, new in zip(image.shape[:2], size, strict=True)
   )
+  vertical = tuple(array[rows] for array in vertical)
+  return _interpolate(image, vertical, horizontal)
 
-  def across(rows: np.ndarray) -> Float[np.ndarray, 'h2 w2 c']:
-    # Taken before it becomes float, which is the most work; and written as
-    # a + (b - a) w, where a = b gives exactly a: what a mask covers fully
-    # stays so.
-    picked = image.take(rows, axis=0)
-    left = picked.take(x0, axis=1).astype(np.float32)
-    return left + (picked.take(x1, axis=1) - left) * wx[:, None]
 
-  top = across(y0)
-  resized = top + (across(y1) - top) * wy[:, None, None]
-  if image.dtype == np.uint8:
-    return (resized + 0.5).astype(np.uint8)
-  return resized
+def resize_picture(
+  picture: encoded.Picture, size: tuple[int, int]
+) -> UInt8[np.ndarray, 'h2 w2 3']:
+  """As `resize_bilinear` of all of the picture, of which few rows matter.
+
+  Args:
+    picture: of any size.
+    size: height and width of the result.
+  """
+  height, width = picture.shape
+  if height <= 2 * size[0]:
+    return resize_bilinear(picture.rgb(), size)
+  y0, y1, wy = _neighbors(height, size[0])
+  needed = np.union1d(y0, y1)
+  image = np.concatenate([picture.rows(y, y + 1) for y in needed.tolist()])
+  places = np.searchsorted(needed, (y0, y1))
+  return _interpolate(image, (*places, wy), _neighbors(width, size[1]))
 
 
 def map_parallel(
@@ -206,52 +213,31 @@ def map_parallel(
       raise
 
 
-def _open(data: bytes, name: str) -> tuple[Image.Image, bool]:
-  """Decodes a file fully; turns it upright, and says whether it had to."""
-  if not data:
-    raise UserError(f'{name} is empty (0 bytes): replace or remove it')
-  try:
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    was_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    # In place, because a copy would forget its format.
-    ImageOps.exif_transpose(image, in_place=True)
-  except MemoryError:
-    raise
-  # Broken files make Pillow raise nearly anything.
-  except Exception as error:
-    reason = ' '.join(str(error).split())
-    if isinstance(error, UnidentifiedImageError):
-      reason = 'unknown format'
-    raise UserError(
-      f'{name} cannot be read as an image ({reason}): replace or remove it'
-    ) from error
-  if image.mode == 'F':
-    raise UserError(
-      f'{name} holds floating-point pixels: save it with 8 or 16 bits'
-    )
-  return image, was_turned
-
-
-def _to_rgb(image: Image.Image, name: str) -> UInt8[np.ndarray, 'h w 3']:
-  if image.mode.startswith('I'):
-    gray = (_sixteen_bits(image, name) >> 8).astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=2)
-  return np.array(image.convert('RGB'))
-
-
-def _sixteen_bits(image: Image.Image, name: str) -> UInt16[np.ndarray, 'h w']:
-  levels = np.asarray(image)
-  if levels.min() < 0 or levels.max() > 65535:
-    raise UserError(f'{name} holds 32-bit pixels: save it with 8 or 16 bits')
-  return levels.astype(np.uint16)
-
-
-def _neighbors(
-  old: int, new: int
-) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, 'new']]:
+def _neighbors(old: int, new: int) -> _Neighbors:
   """Indices of the two pixels between which each new pixel lies; its weight."""
   position = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
   lower = np.floor(position).astype(np.intp)
   upper = np.minimum(lower + 1, old - 1)
   return lower, upper, (position - lower).astype(np.float32)
+
+
+def _interpolate(
+  image: UInt8[np.ndarray, 'h w c'] | Float[np.ndarray, 'h w c'],
+  vertical: _Neighbors,
+  horizontal: _Neighbors,
+) -> UInt8[np.ndarray, 'h2 w2 c'] | Float[np.ndarray, 'h2 w2 c']:
+  (y0, y1, wy), (x0, x1, wx) = vertical, horizontal
+
+  def across(rows: np.ndarray) -> Float[np.ndarray, 'h2 w2 c']:
+    # Taken before it becomes float, which is the most work; and written as
+    # a + (b - a) w, where a = b gives exactly a: what a mask covers fully
+    # stays so.
+    picked = image.take(rows, axis=0)
+    left = picked.take(x0, axis=1).astype(np.float32)
+    return left + (picked.take(x1, axis=1) - left) * wx[:, None]
+
+  top = across(y0)
+  resized = top + (across(y1) - top) * wy[:, None, None]
+  if image.dtype == np.uint8:
+    return (resized + 0.5).astype(np.uint8)
+  return resized

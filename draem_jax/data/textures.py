@@ -12,7 +12,7 @@ import skimage.data
 import skimage.util
 from jaxtyping import Int, UInt8
 
-from draem_jax.data import files, images
+from draem_jax.data import encoded, files, images
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
 from draem_jax.workdir import storage
@@ -66,8 +66,8 @@ def load_textures(
   sampled each is replaced by the next one of the seed's permutation.
 
   What was decoded is kept under a name that stands for the names of all files,
-  and for size and time of those to be decoded; so it is decoded anew when any
-  of that changes. Of textures that are decoded on demand nothing is kept.
+  and for the stamps of those to be decoded; so it is decoded anew when any of
+  that changes. Of textures that are decoded on demand nothing is kept.
 
   Args:
     source: `'dtd'` for the Describable Textures Dataset by TFDS, `'builtin'`
@@ -106,8 +106,7 @@ def load_textures(
   count = num_textures or len(order)
 
   def read(place: int) -> UInt8[np.ndarray, 's s 3']:
-    picture = collection.decode(int(order[place]))
-    return images.resize_bilinear(picture, (image_size, image_size))
+    return collection.decode(int(order[place]), (image_size, image_size))
 
   if max_bytes is not None and count * image_size**2 * 3 > max_bytes:
     names = [collection.names[index] for index in order[:count]]
@@ -225,12 +224,12 @@ class _Collection(NamedTuple):
 
   Attributes:
     names: of the pictures.
-    decode: the picture of an index, of any size.
+    decode: the picture of an index at a height and width.
     make_key: a name for the first so many of an order, as text.
   """
 
   names: Sequence[str]
-  decode: Callable[[int], UInt8[np.ndarray, 'h w 3']]
+  decode: Callable[[int, tuple[int, int]], UInt8[np.ndarray, 'h w 3']]
   make_key: Callable[[Int[np.ndarray, 't'], int], str]
 
 
@@ -240,9 +239,11 @@ def _open_dtd(tfds_dir: pathlib.Path) -> _Collection:
 
   source = dtd.open_source(tfds_dir)
 
-  def decode(index: int) -> UInt8[np.ndarray, 'h w 3']:
+  def decode(index: int, size: tuple[int, int]) -> UInt8[np.ndarray, 'h w 3']:
     record = source[index]
-    return images.decode_image(record['image'], record['file_name'].decode())
+    name = record['file_name'].decode()
+    with encoded.decode(record['image'], name) as picture:
+      return images.resize_picture(picture, size)
 
   def make_key(order: Int[np.ndarray, 't'], count: int) -> str:
     key = f'dtd-{len(source)}'
@@ -267,12 +268,9 @@ def _open_folder(folder: pathlib.Path) -> _Collection:
       len(found.unreadable),
       found.unreadable[0],
     )
-  if found.others:
-    _log.info(
-      'passed over %d files among the textures that are no images, such as %s',
-      len(found.others),
-      found.others[0],
-    )
+  line = files.passed_over(found.others)
+  if line:
+    _log.info('passed over %s, among the textures', line)
   if not found.names:
     raise UserError(
       f'config.data.textures={folder} holds no images, at no depth: give'
@@ -284,8 +282,7 @@ def _open_folder(folder: pathlib.Path) -> _Collection:
     for index in order[:count]:
       name = found.names[index]
       try:
-        stat = os.stat(os.path.join(folder, name))
-        seen = f'{stat.st_size}\0{stat.st_mtime_ns}'
+        seen = files.stamp(os.path.join(folder, name))
       except OSError:  # A link to nowhere, which will be passed over.
         seen = ''
       digest.update(os.fsencode(f'{name}\0{seen}\n'))
@@ -294,7 +291,9 @@ def _open_folder(folder: pathlib.Path) -> _Collection:
       digest.update(os.fsencode(f'{found.names[index]}\n'))
     return digest.hexdigest()[:16]
 
-  decode = lambda index: images.read_image(folder / found.names[index])
+  decode = lambda index, size: images.read_image(
+    folder / found.names[index], size=size
+  )
   return _Collection(found.names, decode, make_key)
 
 

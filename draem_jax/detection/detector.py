@@ -180,6 +180,12 @@ class Detector:
     changed.batch_size = max(1, batch_size)
     return changed
 
+  def for_scoring(self) -> 'Detector':
+    """The same detector without the weights that nothing but export reads."""
+    changed = copy.copy(self)
+    changed.variables = {}
+    return changed
+
   def check_thresholds(self) -> None:
     """Raises a `UserError` if there are no thresholds yet."""
     if self.thresholds is None:
@@ -289,23 +295,28 @@ class Detector:
     return np.asarray(score, np.float64) > self.thresholds.image
 
   def find_mask(
-    self, anomaly_map: Float[np.ndarray, 'h w'], score: float
+    self,
+    anomaly_map: Float[np.ndarray, 'h w'],
+    score: float,
+    *,
+    peak: float | None = None,
   ) -> Bool[np.ndarray, 'h w']:
     """The anomalous pixels of one image; none if its score does not pass.
 
     Args:
       anomaly_map: its map, at the networks' size or resized.
       score: its score.
+      peak: the highest value of the map, where only a part of it is given.
     """
     if not self.is_anomalous(np.array([score])).all():
       return np.zeros(anomaly_map.shape, bool)
-    mask = anomaly_map > self.thresholds.pixel
-    if not mask.any():
-      # A faint but wide anomaly. The score is a mean of map values, so some
-      # reach it, unless resizing has flattened the only peak.
-      peak = anomaly_map.max()
-      mask = anomaly_map >= (min(score, peak) if self._scores_by_map else peak)
-    return mask
+    # Of the map's own precision, in which it is compared.
+    peak = anomaly_map.max() if peak is None else anomaly_map.dtype.type(peak)
+    if peak > self.thresholds.pixel:
+      return anomaly_map > self.thresholds.pixel
+    # A faint but wide anomaly. The score is a mean of map values, so some reach
+    # it, unless resizing has flattened the only peak.
+    return anomaly_map >= (min(score, peak) if self._scores_by_map else peak)
 
   @property
   def _scores_by_map(self) -> bool:

@@ -19,14 +19,14 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from draem_jax import names
-from draem_jax.data import files, images
+from draem_jax.data import files, png
 from draem_jax.errors import UserError
 from draem_jax.pictures.naming import picture_name
 from draem_jax.workdir import storage
@@ -103,23 +103,24 @@ class Predictions:
     self,
     name: str,
     *,
-    overlay: UInt8[np.ndarray, 'h w 3'],
-    levels: UInt16[np.ndarray, 'h w'],
+    overlay: Iterable[UInt8[np.ndarray, '_ w 3']],
+    levels: Iterable[UInt16[np.ndarray, '_ w']],
   ) -> None:
     """Writes the pictures of an image.
 
     Args:
       name: of the file, relative to the folder of images.
-      overlay: the image with its heat map.
-      levels: its anomaly map, 65535 for 1.
+      overlay: strips of the image with its heat map.
+      levels: strips of its anomaly map, 65535 for 1.
     """
-    for folder, picture in ((OVERLAYS, overlay), (MAPS, levels)):
+    for folder, strips in ((OVERLAYS, overlay), (MAPS, levels)):
       path = self.folder / folder / picture_name(name)
       path.parent.mkdir(parents=True, exist_ok=True)
       # The same name each time: what a killed run leaves is written over.
       partial = names.partial(path)
       try:
-        partial.write_bytes(images.encode_png(picture))
+        with partial.open('wb') as file:
+          png.write(file, strips)
         os.replace(partial, path)
       except OSError as error:
         error.filename = error.filename or str(partial)

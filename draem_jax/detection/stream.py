@@ -1,17 +1,20 @@
 """Files in, predictions out: reads ahead of the device, writes behind it.
 
-Both in threads. At every stage only some batches of images are under way, so
-memory does not grow with their number.
+Both in threads. At every stage only some batches of images are under way, and
+of these only so many pixels are kept, so that memory grows neither with their
+number nor, but for the one picture that is being decoded, with their size.
 """
 
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import os
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
@@ -19,12 +22,12 @@ from typing import TypeVar
 
 import numpy as np
 import tqdm
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8, UInt16
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from draem_jax import devices
-from draem_jax.data import files, images
-from draem_jax.detection.detector import Detector, resize_map
+from draem_jax.data import encoded, files, images
+from draem_jax.detection.detector import Detector
 from draem_jax.detection.predictions import Predictions
 from draem_jax.errors import UserError
 from draem_jax.pictures import panels
@@ -34,16 +37,19 @@ _log = logging.getLogger(__name__)
 _LINE_EVERY = 10.0  # Seconds between lines where there is no terminal.
 # Pixels drawn at a time: in between, each takes ten times what it is.
 _STRIP = 1 << 20
+# Pixels of all images that are kept from reading to drawing. What finds no room
+# is decoded a second time.
+_KEPT = 1 << 26
 
 _In, _Out = TypeVar('_In'), TypeVar('_Out')
 
 
 @dataclasses.dataclass
 class _Picture:
-  """An image on its way: read, then scored."""
+  """An image on its way: read, then scored; None where it is not kept."""
 
   name: str
-  image: UInt8[np.ndarray, 'h w 3']
+  image: UInt8[np.ndarray, 'h w 3'] | None
   prepared: UInt8[np.ndarray, 'image_size image_size 3']
   anomaly_map: Float[np.ndarray, 'image_size image_size'] | None = None
   score: float | None = None
@@ -76,16 +82,26 @@ def score_files(
   # The networks need not look at a whole batch for a few images.
   detector = detector.with_batch_size(min(detector.batch_size, len(names)))
   progress = _Progress(len(found.names), len(found.names) - len(names))
+  bits_in_use = {}
   with (
     logging_redirect_tqdm([logging.getLogger('draem_jax')]),
     contextlib.closing(progress),
     contextlib.closing(
-      _score(detector, found.root, names, predictions, progress)
+      _score(detector, found.root, names, predictions, progress, bits_in_use)
     ) as rows,
   ):
-    for row in rows:
-      predictions.add(**dataclasses.asdict(row))
-      progress.add(row.is_anomalous)
+    try:
+      for row in rows:
+        if isinstance(row, UserError):
+          _log.warning('%s', row)
+          progress.add_broken()
+          continue
+        predictions.add(**dataclasses.asdict(row))
+        progress.add(row.is_anomalous)
+    finally:
+      line = images.describe_depth(dict(sorted(bits_in_use.items())))
+      if line:
+        _log.warning('%s', line)
   return progress.broken
 
 
@@ -95,15 +111,26 @@ def _score(
   names: Iterable[str],
   predictions: Predictions,
   progress: '_Progress',
-) -> Iterator[_Row]:
-  """Reads, scores and writes the pictures; the rows come in order."""
+  bits_in_use: dict[str, int],
+) -> Iterator[_Row | UserError]:
+  """Reads, scores and writes the pictures; the rows come in order.
+
+  Of images of 16 bits, `bits_in_use` is told by name.
+  """
+  kept = _Kept(_KEPT)
+  prepare = lambda picture: images.resize_picture(
+    picture, (detector.image_size, detector.image_size)
+  )
 
   def read(name: str) -> _Picture | UserError:
     try:
-      image = images.read_image(root / name)
+      with encoded.open_picture(root / name) as picture:
+        if picture.bits_in_use is not None:
+          bits_in_use[name] = picture.bits_in_use
+        image = picture.rgb() if kept.take(picture.shape) else None
+        return _Picture(name, image, prepare(picture))
     except UserError as error:
       return error
-    return _Picture(name, image, detector.prepare(image))
 
   def readable(pictures: Iterable[_Picture | UserError]) -> Iterator[_Picture]:
     for picture in pictures:
@@ -122,16 +149,31 @@ def _score(
       )
     ]
 
-  def write(picture: _Picture) -> _Row:
-    anomaly_map = resize_map(picture.anomaly_map, picture.image.shape[:2])
-    mask = detector.find_mask(anomaly_map, picture.score)
+  def write(picture: _Picture) -> _Row | UserError:
+    if picture.image is not None:
+      rows = lambda top, bottom: picture.image[top:bottom]
+      row = draw(picture, picture.image.shape[:2], rows)
+      kept.give_back(picture.image.shape)
+      return row
+    path = root / picture.name
+    with contextlib.ExitStack() as stack:
+      try:
+        again = stack.enter_context(encoded.open_picture(path))
+        if not np.array_equal(prepare(again), picture.prepared):
+          raise UserError(f'{path} has changed meanwhile: score it again')
+      except UserError as error:
+        return error
+      return draw(picture, again.shape, again.rows)
+
+  def draw(
+    picture: _Picture, shape: tuple[int, int], rows: Callable[..., np.ndarray]
+  ) -> _Row:
+    drawing = _Drawing(detector, picture, shape, rows)
     predictions.write_pictures(
-      picture.name,
-      overlay=_draw(picture.image, anomaly_map, mask),
-      levels=(np.clip(anomaly_map, 0, 1) * 65535 + 0.5).astype(np.uint16),
+      picture.name, overlay=drawing.overlay(), levels=drawing.levels()
     )
-    verdict, area = bool(mask.any()), float(mask.mean())
-    return _Row(picture.name, picture.score, verdict, area)
+    area = drawing.count / (shape[0] * shape[1])
+    return _Row(picture.name, picture.score, area > 0, area)
 
   size = detector.batch_size
   with _pool(os.cpu_count() or 1) as pool, _pool(1) as device:
@@ -141,22 +183,81 @@ def _score(
     yield from _ahead(pool, write, scored, size)
 
 
-def _draw(
-  image: UInt8[np.ndarray, 'h w 3'],
-  anomaly_map: Float[np.ndarray, 'h w'],
-  mask: Bool[np.ndarray, 'h w'],
-) -> UInt8[np.ndarray, 'h w 3']:
-  """The image with its heat map, and the anomalous pixels outlined."""
-  rows = max(1, _STRIP // image.shape[1])
-  overlay = np.concatenate(
-    [
-      panels.heat_map_overlay(
-        image[top : top + rows], anomaly_map[top : top + rows]
+class _Drawing:
+  """The pictures of an image, strip by strip.
+
+  Attributes:
+    count: anomalous pixels in the strips of the overlay so far.
+  """
+
+  def __init__(
+    self,
+    detector: Detector,
+    picture: _Picture,
+    shape: tuple[int, int],
+    rows: Callable[..., np.ndarray],
+  ):
+    self._detector, self._picture = detector, picture
+    self._shape, self._rows = shape, rows
+    # Most images are a single strip, of which the map is made once.
+    self._map = functools.lru_cache(1)(self._make_map)
+    self.count = 0
+
+  def overlay(self) -> Iterator[UInt8[np.ndarray, 'h w 3']]:
+    """The image with its heat map, and the anomalous pixels outlined."""
+    peak = max(
+      float(self._map(begin, end).max()) for begin, end, _ in self._strips()
+    )
+    for begin, end, inner in self._strips():
+      anomaly_map = self._map(begin, end)
+      mask = self._detector.find_mask(
+        anomaly_map, self._picture.score, peak=peak
       )
-      for top in range(0, len(image), rows)
-    ]
-  )
-  return panels.draw_outline(overlay, mask) if mask.any() else overlay
+      overlay = panels.heat_map_overlay(self._rows(begin, end), anomaly_map)
+      if mask.any():
+        overlay = panels.draw_outline(overlay, mask)
+      self.count += int(mask[inner].sum())
+      yield overlay[inner]
+
+  def levels(self) -> Iterator[UInt16[np.ndarray, 'h w']]:
+    """The anomaly map, 65535 for 1."""
+    for begin, end, inner in self._strips():
+      anomaly_map = self._map(begin, end)[inner]
+      yield (np.clip(anomaly_map, 0, 1) * 65535 + 0.5).astype(np.uint16)
+
+  def _strips(self) -> Iterator[tuple[int, int, slice]]:
+    """Rows to look at, with one on each side to outline, and those meant."""
+    height, width = self._shape
+    step = max(1, _STRIP // width)
+    for top in range(0, height, step):
+      bottom = min(top + step, height)
+      begin, end = max(0, top - 1), min(height, bottom + 1)
+      yield begin, end, slice(top - begin, bottom - begin)
+
+  def _make_map(self, begin: int, end: int) -> Float[np.ndarray, 'h w']:
+    return images.resize_bilinear(
+      self._picture.anomaly_map[..., None],
+      self._shape,
+      rows=slice(begin, end),
+    )[..., 0]
+
+
+class _Kept:
+  """Room for the pixels of images that wait."""
+
+  def __init__(self, size: int):
+    self._left, self._lock = size, threading.Lock()
+
+  def take(self, shape: tuple[int, ...]) -> bool:
+    """Whether there is room, which is then taken."""
+    with self._lock:
+      fits = shape[0] * shape[1] <= self._left
+      self._left -= shape[0] * shape[1] if fits else 0
+    return fits
+
+  def give_back(self, shape: tuple[int, ...]) -> None:
+    with self._lock:
+      self._left += shape[0] * shape[1]
 
 
 @contextlib.contextmanager

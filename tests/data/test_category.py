@@ -13,8 +13,9 @@ from PIL import Image
 
 from draem_jax import paper
 from draem_jax.data import builder, layouts
+from draem_jax.data import category as category_lib
 from draem_jax.data.category import load_category
-from draem_jax.data.layouts import contents
+from draem_jax.data.layouts import contents, mvtec
 from draem_jax.errors import UserError
 
 
@@ -60,10 +61,10 @@ def data_dir(tmp_path):
   return root
 
 
-def load(data_dir, category='part', size=16, **options):
+def load(data_dir, name='part', size=16, **options):
   return load_category(
     data_dir,
-    category,
+    name,
     image_size=size,
     tfds_dir=data_dir.parent / 'tfds',
     **options,
@@ -158,6 +159,26 @@ def test_changed_files_are_prepared_anew(data_dir):
   assert load(data_dir).train_images[1, 8, 12, 1] == 90
 
 
+def test_an_image_of_the_same_size_and_time_is_another(data_dir):
+  path = data_dir / 'part/train/good/c.bmp'
+  load(data_dir)
+  stat = path.stat()
+  write(path, picture(90)[..., 1])
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert path.stat().st_size == stat.st_size
+  assert load(data_dir).train_images[2, 8, 12, 1] == 90
+  truth = data_dir / 'part/ground_truth/dent/000_mask.png'
+  stat = truth.stat()
+  other = truth.with_name('other')
+  other.write_bytes(truth.read_bytes())
+  os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  os.replace(other, truth)
+  before = len(list((data_dir.parent / 'tfds/category').glob('part-*')))
+  load(data_dir)
+  after = len(list((data_dir.parent / 'tfds/category').glob('part-*')))
+  assert after == before + 1
+
+
 def test_train_alone_and_unknown_masks(data_dir):
   shutil.rmtree(data_dir / 'part' / 'ground_truth')
   part = load(data_dir)
@@ -195,24 +216,26 @@ def test_another_version_of_the_features_is_prepared_beside(
   features = builder.CategoryBuilder(
     config='bottle', data_dir=data_dir.parent
   ).info.features
-  assert str(builder.CategoryBuilder.VERSION) == '2.0.0'
+  assert str(builder.CategoryBuilder.VERSION) == '3.0.0'
   assert sorted(features) == [
+    'bits_in_use',
     'defect',
     'file',
     'has_mask',
     'image',
     'is_anomalous',
     'mask',
+    'mask_meaning',
   ]
   load(data_dir)
   prepared = data_dir.parent / 'tfds' / 'category'
-  (older,) = prepared.glob('part-*/2.0.0/*test*')
+  (older,) = prepared.glob('part-*/3.0.0/*test*')
   content = older.read_bytes()
   monkeypatch.setattr(
-    builder.CategoryBuilder, 'VERSION', tfds.core.Version('3.0.0')
+    builder.CategoryBuilder, 'VERSION', tfds.core.Version('4.0.0')
   )
   assert load(data_dir).labels.sum() == 3
-  assert list(prepared.glob('part-*/3.0.0/*test*'))
+  assert list(prepared.glob('part-*/4.0.0/*test*'))
   assert older.read_bytes() == content
 
 
@@ -488,3 +511,130 @@ def test_of_many_categories_the_nearest_are_named(tmp_path):
   with pytest.raises(UserError) as error:
     layouts.find_category(tmp_path, 'something')
   assert 'of the 300' in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+  for module in (category_lib, contents, mvtec):
+    monkeypatch.setattr(module._log, 'handlers', [])
+    caplog.set_level('INFO', logger=module._log.name)
+  return caplog
+
+
+def test_masks_are_understood_and_what_they_mean_is_said(data_dir, log):
+  truth = data_dir / 'part' / 'ground_truth'
+  numbers = defect_mask() // 255 * np.uint8(240)
+  numbers[:3] = 255
+  write(truth / 'dent/000_mask.png', numbers)
+  (truth / 'crack/000_mask.jpg').unlink()
+  classes = np.zeros((20, 30), np.uint8)
+  classes[:8] = 1
+  write(truth / 'crack/000_mask.jpg', classes, quality=95)
+  write(truth / 'dent/001.png', np.zeros((50, 60), np.uint8))
+  for _ in range(2):  # Of what was prepared, too.
+    log.clear()
+    part = load(data_dir)
+    assert (part.test_masks[0, :6] == 1).all()
+    assert (part.test_masks[1, :7] == 1).all()
+    assert (part.test_masks[1, 9:] == 0).all()
+    (line,) = [m for m in log.messages if m.startswith('masks of part')]
+    assert line == 'masks of part: class numbers in 2, two values in 1'
+    (line,) = [m for m in log.messages if 'are empty' in m]
+    assert 'the masks of 1 defect images' in line
+    assert 'test/dent/001.PNG' in line
+
+
+def test_masks_that_are_plain_need_no_word(data_dir, log):
+  (data_dir / 'part/ground_truth/crack/000_mask.jpg').unlink()
+  write(data_dir / 'part/ground_truth/crack/000_mask.png', defect_mask())
+  load(data_dir)
+  assert not [line for line in log.messages if 'mask' in line]
+  inverted = np.where(defect_mask(), np.uint8(20), np.uint8(235))
+  write(data_dir / 'part/ground_truth/crack/000_mask.png', inverted)
+  load(data_dir)
+  (line,) = [m for m in log.messages if 'hold no 0' in m]
+  assert 'test/crack/000.tif' in line
+
+
+def test_images_of_few_of_their_16_bits_are_told_once(data_dir, log):
+  part = data_dir / 'part'
+  levels = np.linspace(100, 4000, 600).astype(np.uint16).reshape(20, 30)
+  write(part / 'train/good/deep.png', levels)
+  write(part / 'test/good/deep.png', levels)
+  for _ in range(2):
+    log.clear()
+    load(data_dir)
+    (line,) = [m for m in log.messages if '16 bits' in m]
+    assert '2 images of 16 bits use at most 12' in line and 'deep.png' in line
+  write(part / 'test/good/deep.png', levels * 16)
+  log.clear()
+  load(data_dir)  # Those to train on are still dark, and the others are not.
+  (line,) = [m for m in log.messages if '16 bits' in m]
+  assert '1 images' in line
+  write(part / 'train/good/deep.png', levels * 16)
+  log.clear()
+  load(data_dir)
+  assert not [m for m in log.messages if '16 bits' in m]
+
+
+@pytest.mark.parametrize(
+  'name', ['ok', 'Good', 'OK_2', 'normal', 'defect-free']
+)
+def test_good_images_belong_in_a_folder_called_good(data_dir, name):
+  part = data_dir / 'part'
+  (part / 'test' / name).mkdir()
+  load(data_dir)  # Empty, it harms nobody.
+  write(part / 'test' / name / '000.png', picture(100))
+  text = message(data_dir)
+  assert f'{part}/test/{name} ' in text and f'to {part}/test/good' in text
+  shutil.rmtree(part / 'test/good')
+  assert f'rename it to {part}/test/good' in message(data_dir)
+  shutil.rmtree(part / 'test')
+  write(part / 'train' / name / '000.png', picture(100))
+  text = message(data_dir)
+  assert f'{part}/train/{name} ' in text and 'left out' in text
+  # No other folder stands there: for itself and among others.
+  shutil.rmtree(part / 'train/good')
+  remedy = (
+    f'good images belong in {part}/train/good: rename {part}/train/{name}'
+  )
+  assert remedy in message(data_dir)
+  write(data_dir / 'other/train/good/a.png', picture(1))
+  assert remedy in message(data_dir)
+  with pytest.raises(UserError, match='rename'):
+    layouts.list_categories(data_dir)
+  assert len(load(data_dir, 'other').train_images) == 1
+
+
+def test_parts_in_other_cases_and_images_beside_the_folders(data_dir, log):
+  part = data_dir / 'part'
+  write(part / 'test/stray.png', picture(1))
+  write(part / 'train/good.png', picture(1))
+  write(part / 'train/worn/0.png', picture(1))
+  load(data_dir)
+  (line,) = [m for m in log.messages if 'train/worn' in m]
+  assert 'passed over 1 images' in line
+  assert [m for m in log.messages if 'stray.png' in m and 'passed over 1' in m]
+  assert [m for m in log.messages if 'such as good.png' in m]
+  (part / 'ground_truth').rename(part / 'Ground Truth')
+  assert f'rename it to {part}/ground_truth' in message(data_dir)
+  (part / 'Ground Truth').rename(part / 'ground_truth')
+  (part / 'test').rename(part / 'Test')
+  assert f'rename it to {part}/test' in message(data_dir)
+  (part / 'Test').rename(part / 'test')
+  (part / 'train').rename(part / 'Train')
+  assert f'rename it to {part}/train' in message(data_dir)
+  (part / 'Train').rename(part / 'train')
+  for path in (part / 'train/good').iterdir():
+    path.rename(part / 'train' / path.name)
+  (part / 'train/good').rmdir()
+  assert f'move those there that lie in {part}/train' in message(data_dir)
+
+
+def test_what_is_no_file_is_an_error(data_dir):
+  path = data_dir / 'part/train/good/pipe.png'
+  os.mkfifo(path)
+  assert f'{path} cannot be read (it is a pipe' in message(data_dir)
+  path.unlink()
+  path.symlink_to('nowhere')
+  assert f'{path} cannot be read (No such file' in message(data_dir)

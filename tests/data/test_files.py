@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from draem_jax.data import files, images
 from draem_jax.data.files import find_images, list_images
 from draem_jax.errors import UserError
 
@@ -36,6 +37,7 @@ def test_a_folder_at_any_depth(tree):
     'odd [1]/c.png',
   ]
   assert found.unreadable == []
+  assert found.others == ['notes.txt']
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,7 @@ def test_a_list_goes_folder_by_folder_and_tells_what_is_no_image(tree):
     ('*.gif', 'holds no image'),
     ('.cache/er*', 'holds no image'),
     ('out', 'holds no image'),
+    ('notes.*', '1 files that are no images by their names .1 .txt., such as'),
   ],
 )
 def test_no_images_are_a_mistake(tree, pattern, words):
@@ -152,3 +155,38 @@ def test_a_link_named_as_an_image_is_not_looked_at(tree):
     'link/c.png',
   ]
   assert found.others == ['lost']
+
+
+def test_what_jpeg_and_its_kind_are_called(tmp_path):
+  taken = ['a.jfif', 'b.JPE', 'c.TIF', 'd.dib', 'e.pnm', 'f.jif', 'g.pbm']
+  others = ['h.HEIC', 'i.gif', 'j.avif', 'k.jp2', 'l.gif', 'm', 'n.svg']
+  for name in (*taken, *others):
+    (tmp_path / name).touch()
+  for found in (find_images(str(tmp_path)), list_images(tmp_path)):
+    assert found.names == taken and found.others == others
+  line = files.passed_over(others)
+  assert line.startswith('7 files') and line.endswith('such as h.HEIC')
+  assert '2 .gif, 1 .heic' in line and '...' in line
+  assert files.passed_over(['x.txt', 'y.db'], expected=('.txt', '.db')) is None
+  assert files.passed_over([]) is None
+  assert all(map(images.is_image, taken))
+  assert not any(map(images.is_image, others))
+
+
+def test_whatever_is_done_to_a_file_shows(tmp_path):
+  path, other = tmp_path / 'a.png', tmp_path / 'b.png'
+
+  def put(content):
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 10**18))
+    return files.stamp(path)
+
+  first = put(b'abc')
+  assert files.stamp(path) == first
+  second = put(b'abd')
+  assert second != first
+  # Another one, with its size and time, moves in its place.
+  other.write_bytes(b'abe')
+  os.utime(other, ns=(0, 10**18))
+  os.replace(other, path)
+  assert files.stamp(path) not in (first, second)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from draem_jax.data import images
+from draem_jax.data import images, masks
 from draem_jax.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -77,7 +77,7 @@ def test_exif_orientation_is_honoured(fmt):
   decoded = images.decode_image(data, 'x')
   assert decoded.shape == (16, 8, 3)
   assert decoded[:7].max() < 20 and decoded[9:].min() > 230
-  stored, size = images.to_stored(data, 'x')
+  stored, size, _ = images.to_stored(data, 'x')
   assert size == (16, 8)
   plain = np.asarray(Image.open(io.BytesIO(stored)))
   np.testing.assert_array_equal(plain, decoded)
@@ -85,53 +85,13 @@ def test_exif_orientation_is_honoured(fmt):
 
 def test_stored_bytes_of_plain_files_are_their_own():
   for data in (encode(RGB), encode(RGB, 'JPEG')):
-    assert images.to_stored(data, 'x') == (data, (6, 9))
+    assert images.to_stored(data, 'x') == (data, (6, 9), None)
   for image, fmt in ((GRAY, 'PNG'), (RGB, 'BMP')):
-    stored, _ = images.to_stored(encode(image, fmt), 'x')
+    stored, _, _ = images.to_stored(encode(image, fmt), 'x')
     expected = images.decode_image(encode(image, fmt), 'x')
     with Image.open(io.BytesIO(stored)) as opened:
       assert (opened.format, opened.mode) == ('PNG', 'RGB')
       np.testing.assert_array_equal(np.asarray(opened), expected)
-
-
-SHAPE = np.zeros((24, 32), np.uint8)
-SHAPE[5:15, 8:20] = 1
-
-
-def test_lossy_color_mask_is_cut_at_half():
-  mask = np.stack([SHAPE * 255] * 3, axis=2)
-  data = encode(mask, 'JPEG', quality=60)
-  smeared = np.asarray(Image.open(io.BytesIO(data)))
-  assert len(np.unique(smeared)) > 2
-  np.testing.assert_array_equal(images.decode_mask(data, 'x'), SHAPE * 255)
-
-
-@pytest.mark.parametrize('value', [1, 38, 200, 255])
-def test_two_valued_mask_is_scaled(value):
-  for mask in (SHAPE * np.uint8(value), SHAPE.astype(np.uint16) * value):
-    decoded = images.decode_mask(encode(mask), 'x')
-    np.testing.assert_array_equal(decoded, SHAPE * 255)
-
-
-def test_masks_of_other_kinds():
-  # Class numbers.
-  classes = SHAPE.copy()
-  classes[6:8, 9:12] = 3
-  decoded = images.decode_mask(encode(classes), 'x')
-  np.testing.assert_array_equal(decoded, SHAPE * 255)
-  # A class color, as labelling tools save it.
-  paletted = Image.fromarray(SHAPE, 'P')
-  paletted.putpalette([0, 0, 0, 128, 0, 0])
-  decoded = images.decode_mask(encode(paletted), 'x')
-  np.testing.assert_array_equal(decoded, SHAPE * 255)
-  # One bit.
-  decoded = images.decode_mask(encode(Image.fromarray(SHAPE > 0)), 'x')
-  np.testing.assert_array_equal(decoded, SHAPE * 255)
-  # Grays are coverage, and all zero is no defect.
-  soft = SHAPE * 255
-  soft[5, 8:20] = 128
-  np.testing.assert_array_equal(images.decode_mask(encode(soft), 'x'), soft)
-  assert not images.decode_mask(encode(SHAPE * 0), 'x').any()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +108,7 @@ def test_masks_of_other_kinds():
   ids=['empty', 'text', 'png', 'jpeg', 'bmp', 'float', '32-bit'],
 )
 def test_broken_files_are_named_in_one_line(data):
-  for decode in (images.decode_image, images.decode_mask, images.to_stored):
+  for decode in (images.decode_image, masks.decode, images.to_stored):
     with pytest.raises(UserError) as error:
       decode(data, 'some/file.png')
     assert str(error.value).startswith('some/file.png ')

@@ -72,9 +72,9 @@ def test_folder_follows_links_but_not_in_circles(folder, tmp_path):
 def test_folder_is_decoded_once_until_it_changes(folder, tmp_path, monkeypatch):
   decoded = []
 
-  def read_image(path):
+  def read_image(path, *, size):
     decoded.append(path)
-    return picture(len(decoded))
+    return np.full((*size, 3), len(decoded), np.uint8)
 
   monkeypatch.setattr(images, 'read_image', read_image)
   first = load(folder, tmp_path)
@@ -91,6 +91,16 @@ def test_folder_is_decoded_once_until_it_changes(folder, tmp_path, monkeypatch):
   decoded.clear()
   assert len(load(folder, tmp_path)) == 2
   assert len(decoded) == 2
+
+
+def test_a_picture_of_the_same_size_and_time_is_another(folder, tmp_path):
+  load(folder, tmp_path)
+  path = folder / 'z.png'
+  stat = path.stat()
+  Image.fromarray(picture(11)).save(path)
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert path.stat().st_size == stat.st_size
+  assert 11 in load(folder, tmp_path)[:, 0, 0, 0]
 
 
 def test_folder_loads_where_nothing_can_be_kept(folder, tmp_path):
@@ -145,9 +155,9 @@ def test_a_sample_is_nested_and_decodes_nothing_else(
 ):
   decoded, read_image = [], images.read_image
 
-  def count(path):
+  def count(path, **options):
     decoded.append(path)
-    return read_image(path)
+    return read_image(path, **options)
 
   monkeypatch.setattr(images, 'read_image', count)
   sample = lambda number, seed=3, **options: levels(

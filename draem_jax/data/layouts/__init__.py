@@ -5,6 +5,9 @@ A layout says what is special about it, by three names:
 - `EXPECTED`: the files that make a folder a category, as a message shows them.
 - `is_category(folder)`: whether a folder is a category.
 - `read(folder)`: the images of a category, as `contents.Contents`.
+
+It may say by a fourth, `misnamed(folder)`, what keeps a folder that is none
+from being a category.
 """
 
 import difflib
@@ -49,8 +52,16 @@ def list_categories(
   Raises:
     UserError: if there is no such folder or no category in it.
   """
+  names = _list(pathlib.Path(data_dir), layout)
+  for folder in sorted(pathlib.Path(data_dir).iterdir()):
+    if folder.name not in names:
+      _check_misnamed(folder, layout)
+  return names
+
+
+def _list(data_dir: pathlib.Path, layout: str) -> list[str]:
+  """The same, whatever else is in the folder."""
   is_category, expected = get(layout).is_category, get(layout).EXPECTED
-  data_dir = pathlib.Path(data_dir)
   if not data_dir.is_dir():
     raise UserError(
       f'{data_dir} is not a folder: set config.data.dir to a folder of'
@@ -66,6 +77,8 @@ def list_categories(
     (path.name for path in data_dir.iterdir() if is_category(path)), key=_order
   )
   if not names:
+    for folder in (data_dir, *sorted(data_dir.iterdir())):
+      _check_misnamed(folder, layout)
     raise UserError(
       f'{data_dir} holds no category: set config.data.dir to a folder of'
       f' categories ({expected}), or config.data.layout to how yours lie'
@@ -87,10 +100,11 @@ def find_category(
     UserError: if there is no such category, or it lies in another layout.
   """
   data_dir = pathlib.Path(data_dir)
-  names = list_categories(data_dir, layout=layout)
+  names = _list(data_dir, layout)
   if category in names:
     return data_dir / category
   if category in os.listdir(data_dir):
+    _check_misnamed(data_dir / category, layout)
     raise UserError(
       f'{data_dir / category} is not in the layout {layout!r}: put images where'
       f' it expects them ({get(layout).EXPECTED}), or set config.data.layout'
@@ -107,6 +121,14 @@ def _some_of(names: list[str], wanted: str) -> str:
   near = difflib.get_close_matches(wanted, names, n=_MOST_LISTED // 4)
   hint = f'near it are {", ".join(near)}' if near else f'one is {names[0]}'
   return f'of the {len(names)} that there are, {hint}'
+
+
+def _check_misnamed(folder: pathlib.Path, layout: str) -> None:
+  """Raises what the layout says of a folder that is no category, if it does."""
+  say = getattr(get(layout), 'misnamed', None)
+  line = say(folder) if say and folder.is_dir() else None
+  if line:
+    raise UserError(line)
 
 
 def _order(name: str) -> tuple[list[str | int], str]:

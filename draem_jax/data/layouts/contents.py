@@ -10,7 +10,7 @@ from draem_jax.errors import UserError
 _log = logging.getLogger(__name__)
 
 # What systems and archives leave beside images.
-_IGNORED_SILENTLY = ('.txt', '.md', '.db', '.ini')
+_EXPECTED = ('.txt', '.md', '.db', '.ini')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +65,7 @@ def list_images(folder: pathlib.Path) -> list[str]:
     raise UserError(
       f'{found.unreadable[0]} cannot be read: allow reading it, or remove it'
     )
-  others = [
-    name
-    for name in found.others
-    if pathlib.PurePath(name).suffix.lower() not in _IGNORED_SILENTLY
-  ]
-  if others:
-    _log.warning(
-      'passed over %d files that are no images in %s, such as %s',
-      len(others),
-      folder,
-      others[0],
-    )
+  line = files.passed_over(found.others, expected=_EXPECTED)
+  if line:
+    _log.warning('passed over %s, in %s', line, folder)
   return found.names

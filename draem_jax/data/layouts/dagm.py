@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from draem_jax.data import images
+from draem_jax.data import encoded, images
 from draem_jax.data.layouts.contents import Contents, Member, list_images
 from draem_jax.errors import UserError
 
@@ -126,7 +126,7 @@ class _Line(NamedTuple):
 def _read_table(table: pathlib.Path) -> Iterator[_Line]:
   """The images that `Labels.txt` names."""
   # What is no text becomes a name that no file has.
-  text = images.read_bytes(table).decode('utf-8-sig', errors='replace')
+  text = encoded.read_bytes(table).decode('utf-8-sig', errors='replace')
   for number, line in enumerate(text.splitlines(), 1):
     fields = [field.strip() for field in line.rstrip().split('\t')]
     if fields == [''] or (number == 1 and len(fields) == 1):

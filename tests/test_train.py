@@ -246,7 +246,7 @@ def test_a_training_without_room_is_refused():
   config = small_config(image_size=8192, batch_size=65536).to_dict()
   with pytest.raises(UserError, match='^config.batch_size, config.image_size'):
     train.check_memory(config, 2**40, 8)
-  train.check_memory(mvtec.get_config('bottle').to_dict(), 2**30, 1)
+  train.check_memory(mvtec.get_config('bottle').to_dict(), 2**32, 1)
   config = small_config(num_steps=0, num_epochs=2**31 - 1).to_dict()
   with pytest.raises(UserError, match='steps: take fewer'):
     train.count_steps(config, 100)

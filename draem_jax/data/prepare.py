@@ -97,11 +97,11 @@ def naming_damage(builder: tfds.core.DatasetBuilder) -> Iterator[None]:
   """
   try:
     yield
-  except (OSError, MemoryError, UserError):
-    raise
   except Exception as error:
     folder = pathlib.Path(builder.data_path)
-    if (folder / _CHECKSUMS).exists():
+    ours = isinstance(error, OSError | MemoryError | UserError)
+    ours = ours and not isinstance(error, FileNotFoundError)
+    if ours or (folder / _CHECKSUMS).exists():
       raise
     raise UserError(
       f'{folder} is damaged ({_one_line(error)}): delete it, and it is prepared'
@@ -119,7 +119,11 @@ def _open(
     return None
   try:
     _check(folder)
-    return make_builder(data_dir=tfds_dir)
+    builder = make_builder(data_dir=tfds_dir)
+    if builder.info.splits:
+      return builder
+    # TFDS is silent where there is no description.
+    _log.warning('%s is damaged: it describes no records', folder)
   except OSError:
     raise
   # A damaged description makes TFDS raise whatever comes.

@@ -52,7 +52,7 @@ class Thresholds:
 def is_share(value: Any, *, most: float = 1) -> bool:
   """Whether a value is a number in [0, most]; NaN and True are none."""
   is_number = isinstance(value, float | int) and not isinstance(value, bool)
-  return is_number and 0 <= value <= most
+  return bool(is_number and 0 <= value <= most)
 
 
 def write_thresholds(

@@ -257,8 +257,8 @@ def test_all_is_as_readable_as_the_umask_says(tmp_path, umask):
       add(predictions, 'a.png')
       predictions.write_pictures(
         'x/a.png',
-        overlay=np.zeros((2, 3, 3), np.uint8),
-        levels=np.zeros((2, 3), np.uint16),
+        overlay=[np.zeros((2, 3, 3), np.uint8)],
+        levels=[np.zeros((2, 3), np.uint16)],
       )
   finally:
     os.umask(before)

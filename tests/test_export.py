@@ -11,10 +11,12 @@ import pytest
 from small import random_images
 from untrained import write_workdir
 
+from draem_jax import import_torch
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import stablehlo, torch
 from draem_jax.torch_weights import convert
+from draem_jax.workdir import storage
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
@@ -83,6 +85,27 @@ def test_a_published_pair_goes_through_a_workdir_and_back(tmp_path):
   )
   assert all(str(path) in exported.stdout for path in paths)
   assert_equal(convert.load_torch_checkpoint(*paths), expected)
+
+
+def test_an_import_that_was_killed_is_begun_anew(tmp_path, monkeypatch):
+  variables = convert.load_torch_checkpoint(
+    GOLDEN / 'DRAEM_golden_part_.pckl', GOLDEN / 'DRAEM_golden_part__seg.pckl'
+  )
+
+  def kill(*unused):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(storage, 'write_json', kill)
+    with pytest.raises(KeyboardInterrupt):
+      import_torch.write_workdir(variables, tmp_path)
+  half = tmp_path / 'checkpoints' / '0.orbax-checkpoint-tmp'
+  half.mkdir()
+  import_torch.write_workdir(variables, tmp_path)
+  assert not half.exists()
+  assert Detector.load(tmp_path).score_window == 21
+  with pytest.raises(UserError, match='holds a run already'):
+    import_torch.write_workdir(variables, tmp_path)
 
 
 @pytest.mark.parametrize('channel_order', convert.CHANNEL_ORDERS)

@@ -41,6 +41,7 @@ _REMEDIES = {
   errno.EMFILE: 'allow more open files, as with ulimit -n 4096',
   errno.ENFILE: 'close other programs',
 }
+_LONGEST_CONFIG = 2**20  # Bytes.
 # Fields of a config that are paths.
 _PATHS = ('dir', 'tfds_dir', 'textures')
 
@@ -102,9 +103,16 @@ def find_config(path: str) -> str:
   file, colon, arguments = path.partition(':')
   packaged = resources.files('draem_jax.configs') / pathlib.Path(file).name
   is_preset = pathlib.Path(file).parent.name in ('', 'configs')
+  if os.path.exists(file) and not _is_short_file(file):
+    _fail(f'--config={path} is not a config file: name one')
   if not os.path.exists(file) and is_preset and packaged.is_file():
     file = str(packaged)
   return file + colon + arguments
+
+
+def _is_short_file(path: str) -> bool:
+  """Whether this is a file, no device or pipe, of a size that people write."""
+  return os.path.isfile(path) and os.path.getsize(path) < _LONGEST_CONFIG
 
 
 def parse_flags(argv: list[str]) -> list[str]:

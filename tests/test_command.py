@@ -137,3 +137,18 @@ def test_without_a_home_folder_nothing_is_kept(monkeypatch, caplog, tmp_path):
   assert dict(kept)['jax_compilation_cache_dir'] == str(
     tmp_path / 'cache/draem_jax/xla'
   )
+
+
+def test_a_config_that_is_no_file_is_not_read(tmp_path, capsys):
+  os.mkfifo(tmp_path / 'pipe.py')
+  (tmp_path / 'long.py').write_bytes(b'#' * 2**21)
+  for path in (
+    '/dev/zero',
+    tmp_path,
+    tmp_path / 'pipe.py',
+    tmp_path / 'long.py',
+  ):
+    with pytest.raises(SystemExit) as end:
+      command.find_config(str(path))
+    assert end.value.code == 2
+    assert f'--config={path}' in capsys.readouterr().err

@@ -353,6 +353,9 @@ def _decode(
 
 def _read_cache(path: pathlib.Path) -> Textures | None:
   try:
+    # Whatever else has this name, such as a pipe, may wait for a writer.
+    if not path.is_file():
+      return None
     large = path.stat().st_size > _MAPPED_FROM
     return np.load(path, mmap_mode='r' if large else None)
   # Not there, not to be read, or the disk lost a part of it.

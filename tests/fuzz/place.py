@@ -4,11 +4,13 @@ The commands themselves have made it all. Nothing here is changed afterwards:
 every input has a folder of its own, with copies.
 """
 
+import contextlib
 import csv
 import functools
 import io
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -61,6 +63,7 @@ class Place:
     self.folder = pathlib.Path(folder).absolute()
     self.folder.mkdir(parents=True, exist_ok=True)
     process.set_up(self.folder / 'cache')
+    self.is_tiny = is_tiny
     if is_tiny:
       from . import tiny
 
@@ -74,10 +77,24 @@ class Place:
       work = self.folder / f'.{name}'
       shutil.rmtree(work, ignore_errors=True)
       work.mkdir()
-      _PARTS[name](self, work)
+      with self._networks():
+        _PARTS[name](self, work)
       (work / name).rename(path)
       shutil.rmtree(work)
     return path
+
+  @contextlib.contextmanager
+  def _networks(self) -> Iterator[None]:
+    """Those of this place, also where the tiny ones have taken theirs."""
+    from draem_jax.networks import models
+
+    before = models.MODELS['draem']
+    if not self.is_tiny:
+      models.MODELS['draem'] = models.Draem
+    try:
+      yield
+    finally:
+      models.MODELS['draem'] = before
 
   def copy(self, folder: pathlib.Path, *names: str) -> None:
     """Copies parts into another folder, where they may be changed."""

@@ -126,6 +126,11 @@ def test_what_is_no_file_is_named(tmp_path, make):
     claim.read_config(tmp_path)
 
 
+def test_a_field_that_is_no_more_is_passed_over(tmp_path):
+  (tmp_path / 'config.json').write_text(changed_text(profile=''))
+  assert 'profile' not in claim.read_config(tmp_path)
+
+
 def test_an_editor_may_mark_the_encoding(tmp_path):
   begin(tmp_path)
   path = tmp_path / 'config.json'

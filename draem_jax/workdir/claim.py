@@ -9,6 +9,8 @@ from draem_jax import config as config_lib
 from draem_jax.errors import UserError
 from draem_jax.workdir import storage
 
+# What configs of earlier versions had, and nothing read.
+_GONE = ('profile',)
 # What every config of a run has had.
 _OLDEST = (
   'category',
@@ -151,6 +153,8 @@ def _read(
       raise UserError(f'{path} is damaged ({name!r} is no object): {remedy}')
   if not found['config']:
     raise UserError(f'{path} is not the config of a run: {remedy}')
+  for name in _GONE:
+    found['config'].pop(name, None)
   try:
     config = config_lib.complete(found['config'])
     if not check:

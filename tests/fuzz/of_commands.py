@@ -188,7 +188,7 @@ def flags(rng: np.random.Generator, place: Place, folder: pathlib.Path) -> Case:
 _SOUND = {
   'predict': PREDICT,
   'main': ('--config=configs/mvtec.py:part,release',),
-  'export': ('--workdir=run', '--format=torch', '--output=exported'),
+  'export': ('--workdir=run', '--format=stablehlo', '--output=exported'),
   'import_torch': (
     f'--reconstructive={ROOT}/tests/golden/DRAEM_golden_part_.pckl',
     f'--discriminative={ROOT}/tests/golden/DRAEM_golden_part__seg.pckl',

@@ -105,7 +105,8 @@ def find_config(path: str) -> str:
   is_preset = pathlib.Path(file).parent.name in ('', 'configs')
   if os.path.exists(file) and not _is_short_file(file):
     _fail(f'--config={path} is not a config file: name one')
-  if not os.path.exists(file) and is_preset and packaged.is_file():
+  is_packaged = is_preset and os.path.isfile(str(packaged))
+  if is_packaged and not os.path.exists(file):
     file = str(packaged)
   return file + colon + arguments
 
@@ -129,7 +130,9 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:
-    _fail(_last_line(error))
+    line = _last_line(error)
+    # What a config file raised about its argument names no flag.
+    _fail(line if '--' in line else f'--config: {line}')
   except (AttributeError, KeyError) as error:
     _fail(f'{_named_argument(argv, error)} is no field of the config')
   # A config file may raise anything, and config_flags wraps it in a trace.

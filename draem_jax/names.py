@@ -17,7 +17,7 @@ _DIRECTION_MARKS = frozenset(
 )
 # What the libraries that write checkpoints take for something else: for a
 # slash, or for a pattern.
-MISTAKEN = '\\[]'
+MISTAKEN = '\\[]*'
 _UNSEEN = ('Cc', 'Cs', 'Zl', 'Zp')
 
 

@@ -42,12 +42,21 @@ def complain(*lines: str) -> None:
   _write('\n'.join(map(names.shown, lines)), sys.stderr)
 
 
+class _OneLine(logging.Formatter):
+  """The message, on one line even if it has names in it that are not."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    return names.shown(record.getMessage())
+
+
 class Handler(logging.StreamHandler):
   """Log records as plain lines on standard error, a line each."""
 
-  def format(self, record: logging.LogRecord) -> str:
-    """The message, on one line even if it has names in it that are not."""
-    return names.shown(record.getMessage())
+  def __init__(self):
+    """Writes to the standard error of this moment."""
+    super().__init__()
+    # By a formatter, which a progress bar takes over with the records.
+    self.setFormatter(_OneLine())
 
   def handleError(self, record: logging.LogRecord) -> None:
     """Goes on without a reader; else as `logging` does."""

@@ -103,7 +103,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch):
   assert command.expand_workdir('~/runs') == command.expand('~/runs')
 
 
-@pytest.mark.parametrize('name', ['a[1]', 'a\\b', 'a\udce9'])
+@pytest.mark.parametrize('name', ['a[1]', 'a\\b', 'a\udce9', 'a**b'])
 def test_a_workdir_that_libraries_mistake_is_refused(name):
   with pytest.raises(UserError, match=r'--workdir=/x/a.*name another folder'):
     command.expand_workdir(f'/x/{name}')
@@ -152,3 +152,18 @@ def test_a_config_that_is_no_file_is_not_read(tmp_path, capsys):
       command.find_config(str(path))
     assert end.value.code == 2
     assert f'--config={path}' in capsys.readouterr().err
+
+
+def test_an_unknown_preset_and_an_endless_name_are_one_line(capsys):
+  command.find_config('x' * 5000)
+  packaged = command.find_config('configs/mvtec.py:part,nothing')
+  program = (
+    'from draem_jax import command, main; main.define_flags();'
+    f' command.parse_flags(["main", "--config={packaged}"])'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], text=True, capture_output=True
+  )
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: --config') and 'nothing' in line

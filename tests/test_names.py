@@ -54,7 +54,16 @@ def test_a_shortened_name_fits_and_is_its_own(tmp_path, letter):
 
 def test_a_folder_has_a_name_that_libraries_take(tmp_path):
   assert names.folder('metal nut_2 ü') == 'metal nut_2 ü'
-  odd = [GBK, 'a\nb', 'a_b', 'a[b', 'a\\b', 'x' * 255, 'x' * 250 + '\n' * 5]
+  odd = [
+    GBK,
+    'a\nb',
+    'a_b',
+    'a[b',
+    'a\\b',
+    'a*b',
+    'x' * 255,
+    'x' * 250 + '\n' * 5,
+  ]
   folders = [names.folder(name) for name in odd]
   assert len(set(folders)) == len(odd)
   for folder in folders:

@@ -1,10 +1,14 @@
 """Streams that are closed, cut off, full or know ASCII only."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from draem_jax import terminal
 
 # Does what a command does: prepares, opens a file, writes on both streams.
 PROGRAM = r"""
@@ -73,3 +77,11 @@ def test_a_full_disk_is_an_error_that_names_the_stream(tmp_path):
   done, _ = run(tmp_path, '> /dev/full')
   assert done.returncode == 1
   assert b"No space left on device: '<stdout>'" in done.stderr
+
+
+def test_a_progress_bar_that_takes_over_writes_one_line_too(capsys):
+  logger = logging.getLogger('draem_jax.test_terminal')
+  logger.handlers, logger.propagate = [terminal.Handler()], False
+  with logging_redirect_tqdm([logger]):
+    logger.warning('two\nlines \udce9')
+  assert capsys.readouterr().err == r'two\nlines \xe9' + '\n'

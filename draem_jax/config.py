@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from draem_jax import losses, score
-from draem_jax.data.layouts import LAYOUTS
+from draem_jax.data.layouts import AUTO, LAYOUTS
 from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.simulator.masks import MASKS
@@ -186,7 +186,8 @@ FIELDS = {
   # Or 'bfloat16': parameters and losses stay float32.
   'dtype': _one_of('float32', 'float32', 'bfloat16'),
   'data.dir': _folder('data/mvtec_ad', shapes_weights=False),
-  'data.layout': _one_of('mvtec', *LAYOUTS, shapes_weights=False),
+  # Or how the files lie; 'auto' finds out.
+  'data.layout': _one_of(AUTO, AUTO, *LAYOUTS, shapes_weights=False),
   # Where data sets are prepared, once; '': in the workdir.
   'data.tfds_dir': _folder(
     'data/tfds', may_be_empty=True, shapes_weights=False

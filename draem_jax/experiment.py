@@ -30,7 +30,11 @@ BUILTIN = 'builtin'  # config.data.dir: the category that the package draws.
 # After these, networks that see no difference will not learn to.
 _ENOUGH_STEPS = 1000
 # By layout, what the paper trained on, of which it held nothing out.
-_PUBLISHED = {'mvtec': paper.CATEGORIES, 'dagm': paper.DAGM_CLASSES}
+_PUBLISHED = {
+  'mvtec': paper.CATEGORIES,
+  layouts.AUTO: paper.CATEGORIES,
+  'dagm': paper.DAGM_CLASSES,
+}
 
 
 def train_and_evaluate(
@@ -104,7 +108,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
       category,
       trainer=trainer,
       variables=jax.device_get(state.evaluated),
-      good_images=held_out if len(held_out) else kept,
+      **_threshold_images(category, kept, held_out),
       lines=lines,
     )
   # Whoever leaves a cluster early takes the others along.
@@ -118,8 +122,38 @@ def decide(config: Mapping[str, Any]) -> dict[str, Any]:
 
   That is what is written down, and what a continuation compares.
   """
+  config = {**config, 'data': {**config['data'], 'layout': _layout(config)}}
   share = holdout_share(config)
+  if share and _validates(config):
+    if config['eval']['holdout'] != -1:
+      raise UserError(
+        f'config.eval.holdout={share:g}: {config["category"]} has validation'
+        ' images, which choose the thresholds: take 0, or -1 to let the'
+        ' category decide'
+      )
+    share = 0.0
   return {**config, 'eval': {**config['eval'], 'holdout': share}}
+
+
+def _layout(config: Mapping[str, Any]) -> str:
+  """How the files of a category lie, whatever the config leaves open."""
+  data = config['data']
+  if data['dir'] == BUILTIN:
+    return 'mvtec'
+  if data['layout'] != layouts.AUTO:
+    return data['layout']
+  place = layouts.find(data['dir'], config['category'], layout=data['layout'])
+  return place.layout
+
+
+def _validates(config: Mapping[str, Any]) -> bool:
+  """Whether a category has good images that choose the thresholds."""
+  data = config['data']
+  layout = layouts.get(data['layout'])
+  if not getattr(layout, 'VALIDATES', False):
+    return False
+  place = layouts.find(data['dir'], config['category'], layout=data['layout'])
+  return bool(layout.read(place.folder).validation)
 
 
 def list_categories(config: Mapping[str, Any]) -> list[str]:
@@ -134,7 +168,8 @@ def list_categories(config: Mapping[str, Any]) -> list[str]:
   data = config['data']
   names = layouts.list_categories(data['dir'], layout=data['layout'])
   for name in names:
-    layouts.get(data['layout']).read(pathlib.Path(data['dir']) / name)
+    place = layouts.find(data['dir'], name, layout=data['layout'])
+    layouts.get(place.layout).read(place.folder)
   return names
 
 
@@ -144,7 +179,8 @@ def holdout_share(config: Mapping[str, Any]) -> float:
   Args:
     config: the run's config. Where its `eval.holdout` is -1, the category
       decides: those of the paper are trained on every good image, as
-      published; of any other a tenth is held out.
+      published; of any other a tenth is held out, unless it has validation
+      images (see `decide`).
   """
   share = config['eval']['holdout']
   if share != -1:
@@ -178,6 +214,24 @@ def split_holdout(
   return images[np.sort(order[count:])], images[np.sort(order[:count])]
 
 
+def _threshold_images(
+  category: category_lib.Category,
+  kept: UInt8[np.ndarray, 'n h w 3'],
+  held_out: UInt8[np.ndarray, 'k h w 3'],
+) -> dict[str, Any]:
+  """The good images that choose the thresholds, and what they are."""
+  if category.validation_images is not None:
+    chosen = category.validation_images
+    source = f'the {len(chosen)} validation images of the data set'
+  elif len(held_out):
+    chosen = held_out
+    source = f'{len(chosen)} good images held out of the training'
+  else:
+    chosen = kept
+    source = f'the {len(chosen)} good images of the training'
+  return {'good_images': chosen, 'source': source}
+
+
 def _evaluate(
   config: Mapping[str, Any],
   workdir: pathlib.Path,
@@ -186,6 +240,7 @@ def _evaluate(
   trainer: train.Trainer,
   variables: Mapping[str, Any],
   good_images: UInt8[np.ndarray, 'n h w 3'],
+  source: str,
   lines: writer.Writer,
 ) -> dict[str, Any]:
   """Chooses the thresholds, evaluates and writes; returns the row."""
@@ -198,14 +253,9 @@ def _evaluate(
     score_window=config['score_window'],
     batch_size=config['eval']['batch_size'],
   )
-  held_out = config['eval']['holdout'] > 0
   thresholds = detector.choose_thresholds(
     good_images,
-    source=(
-      f'{len(good_images)} good images held out of the training'
-      if held_out
-      else f'the {len(good_images)} good images of the training'
-    ),
+    source=source,
     quantile=config['eval']['threshold_quantile'],
     pixel_quantile=config['eval']['pixel_quantile'],
   )

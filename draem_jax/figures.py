@@ -355,6 +355,7 @@ def _load(
   config: Mapping[str, Any], folder: pathlib.Path
 ) -> tuple[Images, Images]:
   """The images that a training sees, and its textures."""
+  config = experiment.decide(config)
   images, _ = experiment.split_holdout(
     experiment.load_category(config, folder).train_images,
     share=experiment.holdout_share(config),

@@ -109,8 +109,8 @@ def _check(runs: Sequence[Run], workdir: pathlib.Path) -> None:
   )
   for data_dir, category, layout in categories:
     if data_dir != experiment.BUILTIN:
-      folder = layouts.find_category(data_dir, category, layout=layout)
-      layouts.get(layout).read(folder)
+      place = layouts.find(data_dir, category, layout=layout)
+      layouts.get(place.layout).read(place.folder)
   most: dict[str, int] = {}
   for run in runs:
     if experiment.reads_textures(run.config):

@@ -7,16 +7,23 @@ import logging
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from draem_jax import names, paper
-from draem_jax.data import encoded, files, images, layouts, masks, png
-from draem_jax.data.layouts.contents import Contents, Member
+from draem_jax.data import (
+  encoded,
+  files,
+  images,
+  layouts,
+  png,
+  regions,
+  truth,
+)
+from draem_jax.data.layouts.contents import Contents, Member, Saturation
 from draem_jax.data.prepare import prepare
-from draem_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +41,11 @@ class CategoryConfig(tfds.core.BuilderConfig):
   Attributes:
     category: the name of its folder in `manual_dir`.
     layout: how its files lie, a name in `layouts.LAYOUTS`.
-    coarse_masks: as its `Contents` say; nothing that is prepared depends on it.
     contents: what the layout finds; None to look when it is prepared.
   """
 
   category: str = ''
   layout: str = 'mvtec'
-  coarse_masks: bool = False
   contents: Contents | None = None
 
 
@@ -55,7 +60,7 @@ class CategoryBuilder(tfds.core.GeneratorBasedBuilder):
   # To be raised with every change of the features and of what masks mean: what
   # an older version has prepared stays as it is, and the category is prepared
   # anew beside it.
-  VERSION = tfds.core.Version('3.0.0')
+  VERSION = tfds.core.Version('4.0.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = 'manual_dir must be a folder of categories'
   BUILDER_CONFIGS = [
     CategoryConfig(name=name, category=name) for name in paper.CATEGORIES
@@ -75,6 +80,10 @@ class CategoryBuilder(tfds.core.GeneratorBasedBuilder):
           'has_mask': np.bool_,
           'mask_meaning': tfds.features.Text(),
           'bits_in_use': np.uint8,
+          # Of defects that count one by one: packed masks, and for each the
+          # share of its pixels that is enough.
+          'regions': tfds.features.Text(),
+          'saturations': tfds.features.Text(),
           'file': tfds.features.Text(),
           'defect': tfds.features.Text(),
           'is_anomalous': np.bool_,
@@ -89,32 +98,35 @@ class CategoryBuilder(tfds.core.GeneratorBasedBuilder):
     config = self.builder_config
     folder = pathlib.Path(dl_manager.manual_dir) / config.category
     contents = config.contents or layouts.get(config.layout).read(folder)
-    splits = {'train': contents.train, 'test': contents.test}
+    root = contents.root or folder
+    encode = functools.partial(_encode, root, saturations=contents.saturations)
     # TFDS refuses to write an empty split.
     return {
-      split: self._generate_examples(folder, members)
-      for split, members in splits.items()
+      split: self._generate_examples(encode, root, members)
+      for split, members in contents.splits().items()
       if members
     }
 
   def _generate_examples(
-    self, folder: pathlib.Path, members: list[Member]
+    self,
+    encode: Callable[[Member], dict],
+    root: pathlib.Path,
+    members: list[Member],
   ) -> Iterator[tuple[int, dict]]:
-    encode = functools.partial(_encode, folder)
     # Keys are numbers, as the order of the files is to be kept.
     start = 0
-    for chunk in _chunks(folder, members):
+    for chunk in _chunks(root, members):
       yield from enumerate(images.map_parallel(encode, chunk), start)
       start += len(chunk)
 
 
 def _chunks(
-  folder: pathlib.Path, members: list[Member]
+  root: pathlib.Path, members: list[Member]
 ) -> Iterator[list[Member]]:
   """Images that are encoded before the first of them is written."""
   chunk, total = [], 0
   for member in members:
-    size = (folder / member.file).stat().st_size
+    size = (root / member.file).stat().st_size
     if chunk and (len(chunk) == _CHUNK or total + size > _CHUNK_BYTES):
       yield chunk
       chunk, total = [], 0
@@ -123,29 +135,27 @@ def _chunks(
   yield chunk
 
 
-def _encode(folder: pathlib.Path, member: Member) -> dict:
+def _encode(
+  root: pathlib.Path,
+  member: Member,
+  *,
+  saturations: Mapping[int, Saturation] | None,
+) -> dict:
   """Bytes of an image and its mask, which TFDS cannot make without TF."""
-  path = folder / member.file
+  path = root / member.file
   stored = images.to_stored(encoded.read_bytes(path), str(path))
-  size = stored.size
-  mask, meaning = np.zeros(size, np.uint8), ''
-  if member.mask:
-    mask_path = folder / member.mask
-    mask, meaning = masks.decode(encoded.read_bytes(mask_path), str(mask_path))
-    if mask.shape != size:
-      raise UserError(
-        f'{mask_path} is {mask.shape[1]}x{mask.shape[0]} pixels and its image'
-        f' {path} {size[1]}x{size[0]}: give both the same size'
-      )
+  found = truth.read(root, member, stored.size, saturations)
   return {
     'image': stored.data,
-    'mask': png.encode(mask),
+    'mask': png.encode(found.coverage),
     # What is good has nothing to be covered.
     'has_mask': member.mask is not None or not member.is_anomalous,
     # Empty where there is none.
-    'mask_meaning': meaning,
+    'mask_meaning': found.meaning,
     # Of 16; 0 where there were no 16.
     'bits_in_use': stored.bits_in_use or 0,
+    'regions': regions.pack([where for where, _ in found.defects]),
+    'saturations': ' '.join(repr(share) for _, share in found.defects),
     'file': names.to_bytes(member.file),
     'defect': names.to_bytes(member.defect),
     'is_anomalous': member.is_anomalous,
@@ -173,13 +183,14 @@ def prepare_category(
       contents.left_out,
       folder,
     )
+  for note in contents.notes:
+    _log.info('%s', note)
   fingerprint = _fingerprint(folder, layout, contents)
   name = re.sub(r'[^\w.-]+', '_', folder.name)[:_NAME]
   config = CategoryConfig(
     name=f'{name}-{fingerprint}',
     category=folder.name,
     layout=layout,
-    coarse_masks=contents.coarse_masks,
     contents=contents,
   )
   return prepare(
@@ -198,14 +209,16 @@ def _fingerprint(folder: pathlib.Path, layout: str, contents: Contents) -> str:
   """
   where = names.to_bytes(str(folder.resolve()))
   digest = hashlib.sha256(layout.encode() + b'\0' + where + b'\n')
-  for split in (contents.train, contents.test):
+  root = contents.root or folder
+  digest.update(f'{contents.saturations}\n'.encode())
+  for split in contents.splits().values():
     digest.update(f'{len(split)}\n'.encode())
     for member in split:
       digest.update(f'{dataclasses.astuple(member)}\n'.encode())
-      for name in filter(None, (member.file, member.mask)):
+      for name in (member.file, *member.masks):
         try:
-          stamp = files.stamp(folder / name)
+          stamp = files.stamp(root / name)
         except OSError as error:
-          raise encoded.unreadable(folder / name, error) from error
+          raise encoded.unreadable(root / name, error) from error
         digest.update(f'{stamp}\n'.encode())
   return digest.hexdigest()[:12]

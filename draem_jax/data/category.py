@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from draem_jax import names
 from draem_jax.data import builder as builder_lib
-from draem_jax.data import encoded, images, layouts, masks, resident
+from draem_jax.data import encoded, images, layouts, masks, regions, resident
 from draem_jax.data.prepare import naming_damage
 from draem_jax.errors import UserError
 
@@ -36,6 +37,11 @@ class Category:
     labels: whether each of them is anomalous.
     coarse_masks: whether the masks only surround the defects, so that they are
       to be shown, but no pixel is to be compared with them.
+    validation_images: good images that choose the thresholds, RGB; None if the
+      data set has none.
+    test_regions: the defects of each test image, where they count one by one;
+      None otherwise.
+    metrics: what the data set is known by, keys of `metrics.EXTRA`.
   """
 
   name: str
@@ -47,6 +53,9 @@ class Category:
   test_defects: list[str]
   labels: Bool[np.ndarray, 'm']
   coarse_masks: bool = False
+  validation_images: UInt8[np.ndarray, 'k h w 3'] | None = None
+  test_regions: Sequence[Sequence[regions.Region]] | None = None
+  metrics: tuple[str, ...] = ()
 
 
 def load_category(
@@ -65,7 +74,7 @@ def load_category(
     image_size: height and width of the resized images, in pixels.
     tfds_dir: where prepared data sets lie. A category whose files change is
       prepared anew beside the old state, which may be deleted.
-    layout: how the files lie, a name in `layouts.LAYOUTS`.
+    layout: how the files lie, a name in `layouts.LAYOUTS`, or `'auto'`.
 
   Returns:
     The images, in the order of the layout.
@@ -74,14 +83,17 @@ def load_category(
     UserError: if the category is missing, does not have the layout, or one of
       its files is broken, or if `tfds_dir` cannot be written.
   """
-  folder = layouts.find_category(data_dir, category, layout=layout)
+  place = layouts.find(data_dir, category, layout=layout)
   builder = builder_lib.prepare_category(
-    folder, layout=layout, tfds_dir=tfds_dir
+    place.folder, layout=place.layout, tfds_dir=tfds_dir
   )
+  contents = builder.builder_config.contents
   with naming_damage(builder):
-    train = _load_split(builder, 'train', image_size)
-    test = _load_split(builder, 'test', image_size)
-  _tell_of_depth(category, train, test)
+    train, test, validation = (
+      _load_split(builder, split, image_size)
+      for split in ('train', 'test', 'validation')
+    )
+  _tell_of_depth(category, train, test, validation)
   _tell_of_masks(category, test)
   return Category(
     name=category,
@@ -92,7 +104,10 @@ def load_category(
     test_files=test.files,
     test_defects=test.defects,
     labels=test.labels,
-    coarse_masks=builder.builder_config.coarse_masks,
+    coarse_masks=contents.coarse_masks,
+    validation_images=validation.images if contents.validation else None,
+    test_regions=None if contents.saturations is None else test.regions,
+    metrics=contents.metrics,
   )
 
 
@@ -103,6 +118,7 @@ class _Split:
   files: list[str]
   defects: list[str]
   labels: Bool[np.ndarray, 'n']
+  regions: list[list[regions.Region]]
   bits_in_use: dict[str, int | None]  # By file.
   meanings: dict[str, str]  # Of the masks, by file.
   without_defect: list[str]  # Anomalous images whose masks say there is none.
@@ -130,6 +146,7 @@ def _load_split(
   coverage = np.zeros((count, size, size), np.float32)
   labels, has_mask = np.zeros(count, bool), np.zeros(count, bool)
 
+  found = [[] for _ in range(count)]
   bits_in_use, meanings, without_defect = {}, {}, []
 
   def load(index: int) -> tuple[str, str]:
@@ -144,6 +161,9 @@ def _load_split(
         coverage[index] = mask[..., 0] / 255
         if not picture.upright().getbbox():
           without_defect.append(file)
+      shares = [float(share) for share in record['saturations'].split()]
+      packed = regions.unpack(record['regions'], len(shares), picture.shape)
+      found[index] = regions.resize(packed, shares, (size, size))
       meanings[file] = record['mask_meaning'].decode()
     bits_in_use[file] = int(record['bits_in_use']) or None
     return file, names.from_bytes(record['defect'])
@@ -157,6 +177,7 @@ def _load_split(
     files=[file for file, _ in loaded],
     defects=[defect for _, defect in loaded],
     labels=labels,
+    regions=found,
     # Threads are done in any order.
     bits_in_use=dict(sorted(bits_in_use.items())),
     meanings=dict(sorted(meanings.items())),
@@ -164,13 +185,12 @@ def _load_split(
   )
 
 
-def _tell_of_depth(category: str, train: _Split, test: _Split) -> None:
+def _tell_of_depth(category: str, *splits: _Split) -> None:
   """Warns of images that lose most of their levels, once."""
-  for bits_in_use in (
-    train.bits_in_use | test.bits_in_use,
-    train.bits_in_use,
-    test.bits_in_use,
-  ):
+  every = {}
+  for split in splits:
+    every |= split.bits_in_use
+  for bits_in_use in (every, *(split.bits_in_use for split in splits)):
     line = images.describe_depth(bits_in_use)
     if line:
       _log.warning('%s: %s', category, line)

@@ -61,6 +61,7 @@ class Picture:
 
   Attributes:
     shape: its height and width, upright.
+    mode: what its pixels are as they were stored, as Pillow calls it.
     is_lossy: whether its format smears edges.
     is_plain: whether its file is a PNG or JPEG of just these pixels.
     bits_in_use: of the 16 of each value; None where there are no 16.
@@ -73,7 +74,7 @@ class Picture:
     width, height = image.size
     if orientation >= 5:
       width, height = height, width
-    self.shape = height, width
+    self.shape, self.mode = (height, width), image.mode
     self.is_lossy = is_lossy
     self.is_plain = (
       image.format in ('PNG', 'JPEG')

@@ -66,11 +66,42 @@ def decode(data: bytes, name: str) -> Mask:
     UserError: if this is no image, or a broken one.
   """
   with encoded.decode(data, name) as picture:
-    levels, kind = _levels(picture)
-    mask = _understand(levels, is_lossy=picture.is_lossy)
+    found, kind = _levels(picture)
+    mask = _understand(found, is_lossy=picture.is_lossy)
   if kind and mask.meaning in (*_PLAIN, CLASS_NUMBERS):
     return mask._replace(meaning=kind)
   return mask
+
+
+def levels(data: bytes, name: str) -> _Levels:
+  """Decodes a mask to one value a pixel, whatever the values mean.
+
+  Args:
+    data: content of the file.
+    name: of the file, for the error.
+
+  Raises:
+    UserError: if this is no image, or a broken one.
+  """
+  with encoded.decode(data, name) as picture:
+    return _levels(picture)[0]
+
+
+def unite(parts: Iterable[Mask], size: tuple[int, int]) -> Mask:
+  """One mask of several of a height and width; an empty one of none.
+
+  Its meaning is that of the first one of which there is something to say.
+
+  Args:
+    parts: the masks.
+    size: their height and width.
+  """
+  coverage, meanings = np.zeros(size, np.uint8), []
+  for part in parts:
+    coverage = np.maximum(coverage, part.coverage)
+    meanings.append(part.meaning)
+  odd = (meaning for meaning in meanings if meaning not in _PLAIN)
+  return Mask(coverage, next(odd, meanings[0] if meanings else ''))
 
 
 def describe(meanings: Iterable[str]) -> str | None:

@@ -24,7 +24,7 @@ _READ_FIELDS = (
   'score_window',
 )
 # Chance and places, which are no part of a recipe.
-_NO_RECIPE = ('category', 'seed', 'data.dir', 'data.tfds_dir')
+_NO_RECIPE = ('category', 'seed', 'data.dir', 'data.layout', 'data.tfds_dir')
 # What a row says of the detector's threshold, and of the one of best F1.
 _RATES = {key: rate.name for key, rate in RATES.items()}
 _BEST_RATES = {at_best_f1(key): RATES[key].name for key in (*PAPER_RATES, 'f1')}
@@ -151,7 +151,8 @@ def threshold_note(
     f' of the scores of {thresholds.source}: it aims at a false alarm rate of'
     f' {100 * (1 - thresholds.quantile):.3g} %.'
   ]
-  if config.get('eval.holdout') == 0:
+  is_trained_on = thresholds.source.endswith('of the training')
+  if config.get('eval.holdout') == 0 and is_trained_on:
     sentences.append(
       'The networks were trained on these images, so that new ones may raise'
       ' more false alarms.'

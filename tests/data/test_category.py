@@ -216,7 +216,7 @@ def test_another_version_of_the_features_is_prepared_beside(
   features = builder.CategoryBuilder(
     config='bottle', data_dir=data_dir.parent
   ).info.features
-  assert str(builder.CategoryBuilder.VERSION) == '3.0.0'
+  assert str(builder.CategoryBuilder.VERSION) == '4.0.0'
   assert sorted(features) == [
     'bits_in_use',
     'defect',
@@ -226,16 +226,18 @@ def test_another_version_of_the_features_is_prepared_beside(
     'is_anomalous',
     'mask',
     'mask_meaning',
+    'regions',
+    'saturations',
   ]
   load(data_dir)
   prepared = data_dir.parent / 'tfds' / 'category'
-  (older,) = prepared.glob('part-*/3.0.0/*test*')
+  (older,) = prepared.glob('part-*/4.0.0/*test*')
   content = older.read_bytes()
   monkeypatch.setattr(
-    builder.CategoryBuilder, 'VERSION', tfds.core.Version('4.0.0')
+    builder.CategoryBuilder, 'VERSION', tfds.core.Version('5.0.0')
   )
   assert load(data_dir).labels.sum() == 3
-  assert list(prepared.glob('part-*/4.0.0/*test*'))
+  assert list(prepared.glob('part-*/5.0.0/*test*'))
   assert older.read_bytes() == content
 
 
@@ -283,7 +285,7 @@ def test_a_layout_is_one_entry(tmp_path, monkeypatch):
   assert 'train/good' in message(root, 'cup')
   assert '<category>/ok/*' in message(tmp_path, 'cup', layout='flat')
   unknown = message(root, 'cup', layout='flt')
-  assert "config.data.layout='flt'" in unknown and 'flat, mvtec' in unknown
+  assert "config.data.layout='flt'" in unknown and 'flat, ksdd' in unknown
 
 
 def test_folders_below_the_defects_count_too(data_dir):

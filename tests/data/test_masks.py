@@ -238,3 +238,21 @@ def test_real_masks_mean_what_they_did(example_data):
     levels = np.asarray(Image.open(path)).max(axis=2)
     np.testing.assert_array_equal(found.coverage > 0, levels > 127)
     assert found.meaning == masks.LOSSY
+
+
+def test_levels_are_the_values_themselves():
+  for kind in (np.uint8, np.uint16):
+    image = SHAPE.astype(kind) * 239 + (SHAPE == 0)
+    np.testing.assert_array_equal(masks.levels(encode(image), 'x'), image)
+
+
+def test_masks_of_one_image_are_united():
+  one = masks.Mask(SHAPE * np.uint8(100), masks.COVERAGE)
+  two = masks.Mask(SHAPE[::-1] * np.uint8(255), masks.ALPHA)
+  coverage, meaning = masks.unite([one, two], SHAPE.shape)
+  np.testing.assert_array_equal(
+    coverage, np.maximum(one.coverage, two.coverage)
+  )
+  assert meaning == masks.ALPHA
+  empty = masks.unite([], SHAPE.shape)
+  assert not empty.coverage.any() and empty.meaning == ''

@@ -37,6 +37,11 @@ def is_category(folder: pathlib.Path) -> bool:
   )
 
 
+def is_surely(folder: pathlib.Path) -> bool:
+  """Whether there is what labels images, which no other layout has."""
+  return _find(_find(folder, _TRAIN), _LABEL).is_dir()
+
+
 def read(folder: pathlib.Path) -> Contents:
   """Finds out which images are good, and the label pictures of the others.
 

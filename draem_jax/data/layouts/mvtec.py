@@ -10,11 +10,19 @@ import logging
 import os
 import pathlib
 import re
+from collections.abc import Iterable, Sequence
 
 from draem_jax.data import images
-from draem_jax.data.layouts.contents import Contents, Member, list_images
+from draem_jax.data.layouts.contents import (
+  Contents,
+  Member,
+  list_folders,
+  list_good,
+  list_images,
+  lonely_mask,
+  pair,
+)
 from draem_jax.errors import UserError
-from draem_jax.names import canonical
 
 EXPECTED = '<category>/train/good/*.png'
 GOOD = 'good'
@@ -28,7 +36,6 @@ _LOOKS_GOOD = frozenset(
   + ('clean', 'healthy', 'intact', 'gut', 'io', 'bueno', 'buono', 'bon')
   + ('良品', '正常', '合格')
 )
-_PARTS = ('train', 'test', 'ground_truth')
 
 
 def is_category(folder: pathlib.Path) -> bool:
@@ -50,15 +57,10 @@ def read(folder: pathlib.Path) -> Contents:
     UserError: if there are no good images to train on, or an image or a mask
       has no partner.
   """
-  _check_names(folder)
-  train = list_images(folder / 'train' / GOOD)
-  if not train:
-    raise UserError(
-      f'{folder / "train" / GOOD} holds no images: put good images there'
-      f' ({", ".join(sorted(images.SUFFIXES))})'
-    )
+  check_names(folder)
+  train = list_good(folder, f'train/{GOOD}')
   test, masks = (
-    {defect: list_images(part / defect) for defect in _list_folders(part)}
+    {defect: list_images(part / defect) for defect in list_folders(part)}
     for part in (folder / 'test', folder / 'ground_truth')
   )
   # Good images are normal by their folder's name: masks would be all zero.
@@ -69,16 +71,15 @@ def read(folder: pathlib.Path) -> Contents:
     is_anomalous = defect != GOOD
     mask_of = {}
     if has_masks and is_anomalous:
-      mask_of = _pair(names, masks.pop(defect, []), folder, defect)
+      mask_of = pair(folder, *_parts(defect), names, masks.pop(defect, []))
     tested += [
       Member(f'test/{defect}/{name}', defect, is_anomalous, mask_of.get(name))
       for name in names
     ]
   for defect, names in masks.items():
     if names:
-      raise _lonely_mask(names[0], folder, defect)
-  good = [Member(f'train/{GOOD}/{name}', GOOD, False) for name in train]
-  return Contents(good, tested)
+      raise lonely_mask(folder, *_parts(defect), names[0])
+  return Contents(train, tested)
 
 
 def misnamed(folder: pathlib.Path) -> str | None:
@@ -90,12 +91,12 @@ def misnamed(folder: pathlib.Path) -> str | None:
   Returns:
     A line, or None if it does not look as if it were to be one.
   """
-  wrong = _misnamed_parts(folder)
-  if 'train' in wrong and any(map(_looks_good, _list_folders(wrong['train']))):
+  wrong = _misnamed_parts(folder, ('train',))
+  if 'train' in wrong and any(map(_looks_good, list_folders(wrong['train']))):
     return _rename(wrong['train'], folder / 'train')
   train = folder / 'train'
   wanted = train / GOOD
-  for name in _list_folders(train):
+  for name in list_folders(train):
     if _looks_good(name):
       return f'good images belong in {wanted}: rename {train / name}'
   if _stray_images(train):
@@ -105,20 +106,36 @@ def misnamed(folder: pathlib.Path) -> str | None:
   return None
 
 
-def _check_names(folder: pathlib.Path) -> None:
+def check_names(
+  folder: pathlib.Path,
+  *,
+  good: Sequence[str] = ('train',),
+  tested: str = 'test',
+  truth: str = 'ground_truth',
+) -> None:
   """Refuses folders that would be taken for what they are not, or for nothing.
 
   Images that belong to no folder are passed over, with a line.
+
+  Args:
+    folder: the category's.
+    good: the names of its parts that have good images only.
+    tested: that of the part of the test images.
+    truth: the path of the part of the masks.
+
+  Raises:
+    UserError: for the first such folder.
   """
-  for part, path in _misnamed_parts(folder).items():
+  parts = *good, tested, truth
+  for part, path in _misnamed_parts(folder, parts).items():
     raise UserError(_rename(path, folder / part))
-  for part in ('train', 'test'):
+  for part in (*good, tested):
     wanted = folder / part / GOOD
-    for name in _list_folders(folder / part):
+    for name in list_folders(folder / part):
       path = wanted.with_name(name)
       if name == GOOD or not _looks_good(name) or not list_images(path):
         continue
-      does = 'would count as defects' if part == 'test' else 'would be left out'
+      does = 'would count as defects' if part == tested else 'would be left out'
       remedy = (
         f'move its images to {wanted}'
         if wanted.exists()
@@ -128,16 +145,18 @@ def _check_names(folder: pathlib.Path) -> None:
         f'{path} looks like good images, which {does} there: {remedy}, or give'
         ' it the name of the defect'
       )
-  for name in _list_folders(folder / 'train'):
-    count = 0 if name == GOOD else len(list_images(folder / 'train' / name))
-    if count:
-      _log.warning(
-        'passed over %d images in %s: only those in %s are trained on',
-        count,
-        folder / 'train' / name,
-        folder / 'train' / GOOD,
-      )
-  for part in _PARTS:
+  for part in good:
+    for name in list_folders(folder / part):
+      count = 0 if name == GOOD else len(list_images(folder / part / name))
+      if count:
+        _log.warning(
+          'passed over %d images in %s: only those in %s are %s',
+          count,
+          folder / part / name,
+          folder / part / GOOD,
+          'trained on' if part == 'train' else 'read',
+        )
+  for part in parts:
     stray = _stray_images(folder / part)
     if stray:
       _log.warning(
@@ -150,11 +169,13 @@ def _check_names(folder: pathlib.Path) -> None:
       )
 
 
-def _misnamed_parts(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def _misnamed_parts(
+  folder: pathlib.Path, parts: Iterable[str]
+) -> dict[str, pathlib.Path]:
   """Folders that stand for a part which is not there under its own name."""
   found = {}
-  for name in _list_folders(folder):
-    for part in _PARTS:
+  for name in list_folders(folder):
+    for part in parts:
       same = re.sub(r'[\W_]+', '', name).lower() == part.replace('_', '')
       if same and name != part and not (folder / part).exists():
         found[part] = folder / name
@@ -185,57 +206,6 @@ def _stray_images(folder: pathlib.Path) -> list[str]:
   )
 
 
-def _pair(
-  names: list[str], masks: list[str], folder: pathlib.Path, defect: str
-) -> dict[str, str]:
-  """Finds each image's mask: `<stem>_mask.*`, or just `<stem>.*`."""
-  tested, truth = folder / 'test' / defect, folder / 'ground_truth' / defect
-  by_stem = {_stem(name): name for name in names}
-  if len(by_stem) < len(names):
-    twin = next(name for name in names if by_stem[_stem(name)] != name)
-    raise UserError(
-      f'{tested / twin} and {by_stem[_stem(twin)]} would share a mask: rename'
-      ' one'
-    )
-  found = {}
-  for mask in masks:
-    stem = _stem(mask)
-    name = by_stem.get(stem) or by_stem.get(stem.removesuffix('_mask'))
-    if name is None:
-      raise _lonely_mask(mask, folder, defect)
-    if name in found:
-      raise UserError(
-        f'{tested / name} has two masks, {truth / found[name]} and'
-        f' {truth / mask}: remove one'
-      )
-    found[name] = mask
-  for name in names:
-    if name not in found:
-      raise UserError(
-        f'{tested / name} has no mask: add {truth / _stem(name)}_mask.png, or'
-        ' remove the image'
-      )
-  return {name: f'ground_truth/{defect}/{found[name]}' for name in names}
-
-
-def _lonely_mask(mask: str, folder: pathlib.Path, defect: str) -> UserError:
-  path = folder / 'ground_truth' / defect / mask
-  expected = folder / 'test' / defect / _stem(mask).removesuffix('_mask')
-  return UserError(
-    f'{path} is a mask without an image: add {expected}.*, or remove the mask'
-  )
-
-
-def _stem(name: str) -> str:
-  """The name, folders included, without its suffix, as names are compared."""
-  return canonical(pathlib.PurePosixPath(name).with_suffix('').as_posix())
-
-
-def _list_folders(folder: pathlib.Path) -> list[str]:
-  if not folder.is_dir():
-    return []
-  return sorted(
-    path.name
-    for path in folder.iterdir()
-    if path.is_dir() and not path.name.startswith('.')
-  )
+def _parts(defect: str) -> tuple[str, str]:
+  """Where the images of a defect lie, and where their masks."""
+  return f'test/{defect}', f'ground_truth/{defect}'

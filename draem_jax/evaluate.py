@@ -34,7 +34,8 @@ class Evaluation:
       anomalous image.
     best_f1_threshold: that threshold.
     best_f1_rates: what that threshold does, None where there is none.
-    metrics: by key, as in `metrics.METRICS`; None where undefined.
+    metrics: by key, as in `metrics.METRICS` and, as far as the category is
+      known by them, in `metrics.EXTRA`; None where undefined.
     reasons: why a metric is None, in words, by key.
   """
 
@@ -118,8 +119,10 @@ def evaluate(
       best_f1=None,
       best_f1_threshold=None,
       best_f1_rates=None,
-      metrics=dict.fromkeys(metrics.METRICS),
-      reasons=dict.fromkeys(metrics.METRICS, 'there are no test images'),
+      metrics=dict.fromkeys(metrics.chosen(category.metrics)),
+      reasons=dict.fromkeys(
+        metrics.chosen(category.metrics), 'there are no test images'
+      ),
     )
   scored = detector.score_all(category.test_images)
   split = metrics.measure(
@@ -129,8 +132,11 @@ def evaluate(
     masks=masks,
     coarse_masks=category.coarse_masks,
     threshold=detector.thresholds.image,
+    kinds=category.test_defects,
+    regions=_regions(category, mask_threshold),
+    map_threshold=_map_threshold(detector, category),
   )
-  values, reasons = metrics.compute(split)
+  values, reasons = metrics.compute(split, category.metrics)
   for reason in dict.fromkeys(reasons.values()):
     missing = ', '.join(key for key in reasons if reasons[key] == reason)
     _log.info('%s: no %s: %s', category.name, missing, reason)
@@ -157,3 +163,35 @@ def evaluate(
     metrics=values,
     reasons=reasons,
   )
+
+
+def _regions(
+  category: Category, mask_threshold: float
+) -> list[list[metrics.Region]] | None:
+  """The defects of each test image that cover any pixel enough."""
+  if category.test_regions is None:
+    return None
+  found, lost = [], 0
+  for regions in category.test_regions:
+    own = []
+    for region in regions:
+      pixels = region.pixels[region.coverage / 255 >= mask_threshold]
+      own.append(metrics.Region(pixels, region.saturation))
+    found.append([region for region in own if region.pixels.size])
+    lost += len(own) - len(found[-1])
+  if lost:
+    _log.warning(
+      '%s: %d defects cover no pixel at the size of the networks, and do not'
+      ' count: take a larger config.image_size',
+      category.name,
+      lost,
+    )
+  return found
+
+
+def _map_threshold(detector: Detector, category: Category) -> float | None:
+  """Where SegF1 cuts the maps, if the category is known by it."""
+  if 'seg_f1' not in category.metrics or category.validation_images is None:
+    return None
+  batches = detector.score(category.validation_images)
+  return metrics.map_threshold(batch.anomaly_map for batch in batches)

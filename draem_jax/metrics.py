@@ -4,7 +4,8 @@ Everything here is numpy on the host. The higher a score the more anomalous; an
 image or a pixel is called anomalous when its score is greater than the
 threshold.
 
-`METRICS` is the table of what is reported. All of it comes from one sweep of
+`METRICS` is the table of what is reported, and `EXTRA` that of what single data
+sets are known by, which only they report. All of it comes from one sweep of
 the threshold over the images and one over the pixels (`measure`). A sweep stops
 only at the scores of anomalous images or pixels: between two of them the true
 positives stand still, so that the curves have no corner there. Of the normal
@@ -13,7 +14,7 @@ then, and they carry no payload.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,10 @@ from skimage import measure as skimage_measure
 
 # Integration limit of AUPRO, the false positive rate that MVTec AD uses.
 AUPRO_LIMIT = 0.3
+# That of MVTec LOCO AD and of MVTec AD 2.
+STRICT_LIMIT = 0.05
+# Above the mean of the maps of good images, in standard deviations.
+SEG_F1_DEVIATIONS = 3
 
 
 class RocCurve(NamedTuple):
@@ -104,6 +109,18 @@ def at_best_f1(key: str) -> str:
   return 'best_f1' if key == 'f1' else f'best_f1_{key}'
 
 
+class Region(NamedTuple):
+  """A defect that counts on its own.
+
+  Attributes:
+    pixels: its places in the flattened image.
+    saturation: the share of them, in (0, 1], that is enough to have found it.
+  """
+
+  pixels: Int[np.ndarray, 'k']
+  saturation: float
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
   """A test split with its curves: all that a metric may be computed from.
@@ -118,6 +135,10 @@ class Split:
     image: the curves of the images, None where the split does not define them.
     pixel: the same of all its pixels.
     missing: why there are no curves, by level, `'image'` and `'pixel'`.
+    kinds: what kind of image each is; None where nothing depends on it.
+    regions: the defects of each image; None if they do not count one by one.
+    map_threshold: the map value above which a pixel is anomalous for SegF1;
+      None if there are no images to choose it from.
   """
 
   scores: Float[np.ndarray, 'n']
@@ -128,6 +149,9 @@ class Split:
   image: Curves | None
   pixel: Curves | None
   missing: Mapping[str, str]
+  kinds: Sequence[str] | None = None
+  regions: Sequence[Sequence[Region]] | None = None
+  map_threshold: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +166,7 @@ class Metric:
       the split does not define it all the same.
     paper: the field of `paper.Published` it compares with; None if the paper
       does not have it.
+    why: what is said where the value is None all the same.
   """
 
   name: str
@@ -149,6 +174,7 @@ class Metric:
   level: str
   compute: Callable[[Split], float | None]
   paper: str | None = None
+  why: str = 'the test split does not define it'
 
 
 # By the key in `results.json`. One more metric is one more entry: results,
@@ -189,6 +215,46 @@ METRICS = {
     compute=lambda split: split.pixel.aupro,
   ),
 }
+# The same of what a data set is known by: its layout names it in its
+# `Contents`, and no other has it.
+EXTRA = {
+  'spro_05': Metric(
+    name='sPRO 0.05',
+    meaning='share found of each defect, of what is enough of it, at false'
+    ' positive rates of pixels up to 5 %; mean over the kinds of anomalies',
+    level='pixel',
+    compute=lambda split: spro(split),
+    why='it is not known how much of a defect is enough, or there is none',
+  ),
+  'aupro_05': Metric(
+    name='AUPRO 0.05',
+    meaning='share found of each defect, at false positive rates of pixels up'
+    ' to 5 %',
+    level='pixel',
+    compute=lambda split: (
+      _area_up_to(STRICT_LIMIT, *split.pixel.region_overlap) / STRICT_LIMIT
+    ),
+  ),
+  'seg_f1': Metric(
+    name='SegF1',
+    meaning='F1 of the verdict on pixels, at three standard deviations above'
+    ' the mean of the maps of validation images',
+    level='pixel',
+    compute=lambda split: seg_f1(split),
+    why='there are no validation images',
+  ),
+}
+
+
+def chosen(extra: Iterable[str]) -> dict[str, Metric]:
+  """`METRICS`, and those of `EXTRA` with these keys."""
+  return METRICS | {key: EXTRA[key] for key in extra}
+
+
+def shown(rows: Iterable[Mapping[str, object]]) -> dict[str, Metric]:
+  """`METRICS`, and those of `EXTRA` that any row of results has."""
+  rows = list(rows)
+  return chosen(key for key in EXTRA if any(key in row for row in rows))
 
 
 def measure(
@@ -199,6 +265,9 @@ def measure(
   masks: Bool[np.ndarray, 'n h2 w2'] | None,
   coarse_masks: bool = False,
   threshold: float | None = None,
+  kinds: Sequence[str] | None = None,
+  regions: Sequence[Sequence[Region]] | None = None,
+  map_threshold: float | None = None,
 ) -> Split:
   """Sweeps the threshold over the images and the pixels of a test split.
 
@@ -210,6 +279,10 @@ def measure(
     coarse_masks: whether the masks only surround the defects: no pixel is
       compared with them then.
     threshold: the score above which an image is called anomalous, if any.
+    kinds: what kind of image each is, if anything depends on it.
+    regions: the defects of each image, if they count one by one.
+    map_threshold: the map value above which a pixel is anomalous for SegF1, if
+      any.
 
   Raises:
     ValueError: if shapes disagree or a score is NaN.
@@ -236,25 +309,100 @@ def measure(
     image=curves(scores, labels),
     pixel=pixel,
     missing=missing,
+    kinds=kinds,
+    regions=regions,
+    map_threshold=map_threshold,
   )
 
 
-def compute(split: Split) -> tuple[dict[str, float | None], dict[str, str]]:
-  """All of `METRICS` of a test split.
+def compute(
+  split: Split, extra: Iterable[str] = ()
+) -> tuple[dict[str, float | None], dict[str, str]]:
+  """All of `METRICS` of a test split, and some of `EXTRA`.
+
+  Args:
+    split: the test split.
+    extra: keys of `EXTRA`.
 
   Returns:
     The values by key, None where the split does not define them; and for these
     the reason, in words.
   """
-  values, reasons = dict.fromkeys(METRICS), {}
-  for key, metric in METRICS.items():
+  wanted = chosen(extra)
+  values, reasons = dict.fromkeys(wanted), {}
+  for key, metric in wanted.items():
     if metric.level in split.missing:
       reasons[key] = split.missing[metric.level]
       continue
     values[key] = metric.compute(split)
     if values[key] is None:
-      reasons[key] = 'the test split does not define it'
+      reasons[key] = metric.why
   return values, reasons
+
+
+def spro(split: Split, limit: float = STRICT_LIMIT) -> float | None:
+  """Area under the saturated per-region overlap, up to a false positive rate.
+
+  As `aupro`, but a defect is an annotation of its own, which may overlap
+  others, and counts as wholly found from a number of its pixels on, which
+  depends on its kind. It is computed for the images of each kind of anomaly,
+  together with the good ones; what is returned is the mean over the kinds.
+
+  Args:
+    split: the test split.
+    limit: the false positive rate at which the integration ends.
+
+  Returns:
+    sPRO in [0, 1], or None without a defect or without a normal pixel.
+
+  References:
+    Bergmann, Batzner, Fauser, Sattlegger, Steger: Beyond Dents and Scratches,
+    IJCV 130, 2022, doi:10.1007/s11263-022-01578-9.
+  """
+  if split.regions is None or split.masks is None or split.kinds is None:
+    return None
+  kinds, areas = np.asarray(split.kinds), []
+  for kind in sorted(set(kinds[split.labels].tolist())):
+    places = np.flatnonzero(~split.labels | (kinds == kind))
+    maps, masks = split.maps[places], split.masks[places]
+    regions = [split.regions[place] for place in places]
+    weights = _saturated_weights(maps, masks, regions)
+    sweep = _sweep(maps, masks, weights)
+    if weights.any() and sweep.num_negatives:
+      area = _area_up_to(limit, *_corners(sweep, sweep.overlap)) / limit
+      areas.append(area)
+  return float(np.mean(areas)) if areas else None
+
+
+def seg_f1(split: Split) -> float | None:
+  """F1 of all pixels of a split at its `map_threshold`; None without one."""
+  if split.map_threshold is None or split.masks is None:
+    return None
+  found = total = 0
+  for anomaly_map, mask in zip(split.maps, split.masks, strict=True):
+    # In float64, as the threshold is.
+    called = anomaly_map.astype(np.float64) > split.map_threshold
+    found += np.count_nonzero(called & mask)
+    total += np.count_nonzero(called) + np.count_nonzero(mask)
+  return 2 * found / total if total else None
+
+
+def map_threshold(batches: Iterable[Float[np.ndarray, '_ h w']]) -> float:
+  """The map value above which a pixel is anomalous for SegF1.
+
+  It stands so many standard deviations above the mean of all pixels.
+
+  Args:
+    batches: the maps of good images, which are looked at one after the other.
+  """
+  count, total, squares = 0, 0.0, 0.0
+  for maps in batches:
+    maps = np.asarray(maps, np.float64)
+    count += maps.size
+    total += float(maps.sum())
+    squares += float(np.square(maps).sum())
+  mean = total / count
+  return mean + SEG_F1_DEVIATIONS * max(0.0, squares / count - mean**2) ** 0.5
 
 
 def auroc(
@@ -532,6 +680,37 @@ def _region_weights(masks: Bool[np.ndarray, 'n h w']) -> Float[np.ndarray, 'p']:
     num_regions += count
   if not weights:
     return np.zeros(0)
+  return np.concatenate(weights) / num_regions
+
+
+def _saturated_weights(
+  maps: Float[np.ndarray, 'n h w'],
+  masks: Bool[np.ndarray, 'n h w'],
+  regions: Sequence[Sequence[Region]],
+) -> Float[np.ndarray, 'p']:
+  """As `_region_weights`, for regions that saturate.
+
+  Of a region only the pixels that are found first count: as many as are enough,
+  the last of them in part. Then what is found of it, of what is enough, is a
+  sum over pixels again.
+  """
+  weights, num_regions = [], 0
+  for anomaly_map, mask, own in zip(maps, masks, regions, strict=True):
+    if not mask.any():
+      continue
+    of_image = np.zeros(mask.size)
+    for pixels, saturation in own:
+      pixels = pixels[mask.reshape(-1)[pixels]]
+      if not pixels.size:
+        continue
+      num_regions += 1
+      enough = saturation * pixels.size
+      order = np.argsort(-anomaly_map.reshape(-1)[pixels], kind='stable')
+      counted = np.clip(enough - np.arange(pixels.size), 0, 1) / enough
+      of_image[pixels[order]] += counted
+    weights.append(of_image[mask.reshape(-1)])
+  if not num_regions:
+    return np.zeros(int(np.count_nonzero(masks)))
   return np.concatenate(weights) / num_regions
 
 

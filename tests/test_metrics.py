@@ -322,3 +322,134 @@ def test_aupro_counts_up_to_three_tenths():
   masks = np.zeros((1, 1, 101), bool)
   masks[..., 100] = True
   assert metrics.aupro(maps, masks) == pytest.approx((0.3 - 0.25) / 0.3)
+
+
+def split_of(maps, masks, kinds, regions=None, map_threshold=None):
+  """A split whose images are anomalous where their kind is not `'good'`."""
+  labels = np.array([kind != 'good' for kind in kinds])
+  return metrics.measure(
+    scores=maps.max(axis=(1, 2)),
+    labels=labels,
+    maps=maps,
+    masks=masks,
+    kinds=kinds,
+    regions=regions,
+    map_threshold=map_threshold,
+  )
+
+
+def test_spro_of_a_case_worked_by_hand():
+  # A good image, and one with a defect of four pixels of which two are enough.
+  maps = np.zeros((2, 1, 10), np.float32)
+  maps[1, 0, :4] = 0.9, 0.7, 0.5, 0.1
+  # One normal pixel each of twenty that score above, between and below.
+  maps[0, 0, :3] = 0.8, 0.6, 0.4
+  masks = np.zeros((2, 1, 10), bool)
+  masks[1, 0, :4] = True
+  one = metrics.Region(np.arange(4), 0.5)
+  split = split_of(maps, masks, ['good', 'dent'], [[], [one]])
+  # Half of what is enough from the start, then straight up to all of it where
+  # the second pixel is found, at a rate of 1/16, and all of it from there on.
+  assert metrics.spro(split, 1 / 16) == pytest.approx(0.5)
+  assert metrics.spro(split, 1 / 8) == pytest.approx((0.5 + 1) / 2)
+  assert metrics.spro(split, 1.0) == pytest.approx((0.5 + 15) / 16)
+  # The same defect, of which all is wanted: AUPRO.
+  whole = [[], [metrics.Region(np.arange(4), 1.0)]]
+  split = split_of(maps, masks, ['good', 'dent'], whole)
+  assert metrics.spro(split, 0.3) == pytest.approx(metrics.aupro(maps, masks))
+
+
+def slow_spro(maps, masks, kinds, regions, limit):
+  """sPRO by its definition, one threshold at a time."""
+  areas = []
+  for kind in set(kinds) - {'good'}:
+    places = [place for place, own in enumerate(kinds) if own in ('good', kind)]
+    curve = [(0.0, 0.0)]
+    for threshold in np.unique(maps)[::-1]:
+      called = maps >= threshold
+      fpr = np.mean(called[places][~masks[places]])
+      found = []
+      for place in places:
+        for pixels, saturation in regions[place]:
+          share = called[place].reshape(-1)[pixels].mean() / saturation
+          found.append(min(share, 1.0))
+      curve.append((fpr, np.mean(found)))
+    x, y = np.array(curve).T
+    inside = x <= limit
+    last = int(np.flatnonzero(inside)[-1])
+    area = np.trapezoid(y[: last + 1], x[: last + 1])
+    if last + 1 < len(x):
+      slope = (y[last + 1] - y[last]) / (x[last + 1] - x[last])
+      rest = limit - x[last]
+      area += rest * (y[last] + slope * rest / 2)
+    areas.append(area / limit)
+  return np.mean(areas)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_spro_against_its_definition(seed):
+  rng = np.random.default_rng(seed)
+  kinds = ['good', 'logical', 'structural', 'logical', 'good']
+  maps = rng.random((5, 12, 9)).astype(np.float32)
+  masks, regions = np.zeros((5, 12, 9), bool), []
+  for place, kind in enumerate(kinds):
+    own = []
+    for _ in range(rng.integers(1, 4) if kind != 'good' else 0):
+      mask = np.zeros((12, 9), bool)
+      top, left = rng.integers(0, 6, 2)
+      mask[top : top + 5, left : left + 3] = True  # They overlap.
+      masks[place] |= mask
+      own.append(metrics.Region(np.flatnonzero(mask), rng.uniform(0.1, 1)))
+    regions.append(own)
+  maps += 0.4 * masks
+  split = split_of(maps, masks, kinds, regions)
+  for limit in (0.05, 0.3, 1.0):
+    expected = slow_spro(maps, masks, kinds, regions, limit)
+    assert metrics.spro(split, limit) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ties_are_found_at_once_in_spro():
+  maps = np.ones((2, 1, 4), np.float32)
+  masks = np.zeros((2, 1, 4), bool)
+  masks[1, 0, :2] = True
+  regions = [[], [metrics.Region(np.arange(2), 0.5)]]
+  split = split_of(maps, masks, ['good', 'dent'], regions)
+  assert metrics.spro(split, 1.0) == pytest.approx(0.5)
+
+
+def test_aupro_up_to_five_percent():
+  masks = blobs((4, 20, 20), seed=0)
+  maps, _ = sample('continuous', masks.shape, seed=1)
+  maps = maps + 0.3 * masks
+  kinds = ['good', 'dent', 'dent', 'dent']
+  split = split_of(maps, masks, kinds)
+  values, reasons = metrics.compute(split, ['aupro_05', 'seg_f1', 'spro_05'])
+  assert values['aupro_05'] == pytest.approx(slow_aupro(maps, masks, 0.05))
+  assert reasons == {
+    'seg_f1': 'there are no validation images',
+    'spro_05': metrics.EXTRA['spro_05'].why,
+  }
+  # Nobody else has them.
+  assert set(metrics.compute(split)[0]) == set(metrics.METRICS)
+  assert set(metrics.shown([{}, {'seg_f1': None}])) == {
+    *metrics.METRICS,
+    'seg_f1',
+  }
+
+
+def test_seg_f1_at_three_deviations_above_the_mean():
+  rng = np.random.default_rng(0)
+  good = rng.random((6, 8, 8)).astype(np.float32)
+  threshold = metrics.map_threshold([good[:4], good[4:]])
+  expected = np.float64(good).mean() + 3 * np.float64(good).std()
+  assert threshold == pytest.approx(expected)
+  maps = rng.normal(threshold, 1, (5, 8, 8)).astype(np.float32)
+  masks = rng.random((5, 8, 8)) < 0.3
+  kinds = ['good', *4 * ['bad']]
+  masks[0] = False
+  split = split_of(maps, masks, kinds, map_threshold=threshold)
+  assert metrics.compute(split, ['seg_f1'])[0]['seg_f1'] == pytest.approx(
+    sklearn_metrics.f1_score(masks.ravel(), (maps > threshold).ravel())
+  )
+  # Maps that are all the same have no deviation.
+  assert metrics.map_threshold([np.full((2, 3, 3), 0.1)]) == pytest.approx(0.1)

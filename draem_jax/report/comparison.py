@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from draem_jax import names
-from draem_jax.metrics import METRICS, PAPER_RATES, RATES, at_best_f1
+from draem_jax.metrics import PAPER_RATES, RATES, at_best_f1, shown
 from draem_jax.report import document, numbers, results, systems
 from draem_jax.report.document import escape
 from draem_jax.workdir import storage
@@ -41,7 +41,7 @@ def write_comparison(
   body = document.fill(
     'comparison.html',
     headline=escape(_headline(len(rows), averages, paper)),
-    choices=_choices(),
+    choices=_choices(rows),
     table=_table(path.parent, rows, averages, paper),
     note=escape(_note(rows)),
     systems=numbers.systems_section(systems.beside_average(rows)),
@@ -65,13 +65,13 @@ def _headline(
   return f'{text}.'
 
 
-def _choices() -> str:
+def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
   """Radio buttons that choose the metric where there is room for one."""
   return ''.join(
     f'<label><input type="radio" name="metric" value="{escape(key)}"'
     f'{" checked" if number == 0 else ""}>'
     f'<span>{escape(numbers.title(metric))}</span></label>\n'
-    for number, (key, metric) in enumerate(METRICS.items())
+    for number, (key, metric) in enumerate(shown(rows).items())
   )
 
 
@@ -82,16 +82,17 @@ def _table(
   paper: Mapping[str, float],
 ) -> str:
   papers = [results.published(row) for row in rows]
+  metrics = shown(rows)
   lows = {
     key: numbers.lowest(one.get(key) for one in (*rows, *papers))
-    for key in METRICS
+    for key in metrics
   }
   head = ''.join(
     f'<th scope="col" data-metric="{escape(key)}">'
     f'<button type="button" class="sort">{escape(numbers.title(metric))}'
     '</button><span class="ends" aria-hidden="true">'
     f'<span>{100 * lows[key]:.0f}</span><span>100</span></span></th>'
-    for key, metric in METRICS.items()
+    for key, metric in metrics.items()
   )
   body = ''.join(
     f'<tr><th scope="row">{_name(folder, row["category"])}</th>'
@@ -128,7 +129,7 @@ def _cells(
   lows: Mapping[str, float],
 ) -> str:
   cells = []
-  for key in METRICS:
+  for key in lows:
     value, theirs = ours.get(key), paper.get(key)
     text = f'<b>{numbers.percent(value)}</b>'
     if theirs is not None:
@@ -187,7 +188,7 @@ def _note(rows: Sequence[Mapping[str, Any]]) -> str:
     ' classes of DAGM, of which table 4 has averages. Whether a run'
     ' followed the paper’s recipe stands in its own report.'
   )
-  if any(row.get(key) is None for row in rows for key in METRICS):
+  if any(row.get(key) is None for row in rows for key in shown(rows)):
     text += (
       f' {numbers.MISSING}: the test split does not define the metric, and the'
       ' report of the category says why, or a version without it evaluated the'

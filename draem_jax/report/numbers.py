@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from draem_jax.metrics import METRICS, Metric
+from draem_jax.metrics import METRICS, Metric, shown
 from draem_jax.paper import SYSTEMS
 from draem_jax.report import results, systems
 from draem_jax.report.document import escape
@@ -86,9 +86,10 @@ def table(row: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
     reasons: why a metric is missing, by key.
   """
   paper = results.published(row)
-  low = lowest([*(row.get(key) for key in METRICS), *paper.values()])
+  metrics = shown([row])
+  low = lowest([*(row.get(key) for key in metrics), *paper.values()])
   lines = []
-  for key, metric in METRICS.items():
+  for key, metric in metrics.items():
     value, theirs = row.get(key), paper.get(key)
     meaning = metric.meaning
     if value is None and key in reasons:

@@ -20,7 +20,14 @@ from typing import Any
 from draem_jax import names, paper
 from draem_jax.errors import UserError
 from draem_jax.evaluate import Evaluation
-from draem_jax.metrics import METRICS, PAPER_RATES, RATES, at_best_f1
+from draem_jax.metrics import (
+  EXTRA,
+  METRICS,
+  PAPER_RATES,
+  RATES,
+  at_best_f1,
+  shown,
+)
 from draem_jax.report import systems
 from draem_jax.workdir import storage
 from draem_jax.workdir.thresholds import is_share
@@ -115,7 +122,7 @@ def _is_sound(key: str, value: Any) -> bool:
     return True
   if key in _WORDS:
     return isinstance(value, str)
-  if key in METRICS or key in AT_THRESHOLDS or key in _SHARES:
+  if key in METRICS or key in EXTRA or key in AT_THRESHOLDS or key in _SHARES:
     return is_share(value, most=1 + 1e-6)
   if key not in _NUMBERS:
     return True
@@ -147,7 +154,8 @@ def average(
     system, which there are only when all categories are among its 15, or are
     the classes of DAGM.
   """
-  ours = {key: systems.average(rows, key) for key in (*METRICS, *AT_THRESHOLDS)}
+  keys = (*shown(rows), *AT_THRESHOLDS)
+  ours = {key: systems.average(rows, key) for key in keys}
   theirs = systems.of_average([row['category'] for row in rows])
   of = set(map(_system, rows))
   theirs = theirs.get(of.pop(), {}) if len(of) == 1 else {}
@@ -240,8 +248,9 @@ def _write_predictions(path: pathlib.Path, evaluation: Evaluation) -> None:
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
   """What a table of these rows has, by key."""
-  names = {key: metric.name for key, metric in METRICS.items()}
-  of_pixels = [key for key in METRICS if METRICS[key].level == 'pixel']
+  table = shown(rows)
+  names = {key: metric.name for key, metric in table.items()}
+  of_pixels = [key for key in table if table[key].level == 'pixel']
   if any(row.get(key) is not None for row in rows for key in of_pixels):
     return names
   if all(row.get(key) is None for row in rows for key in AT_THRESHOLDS):

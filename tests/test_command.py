@@ -17,7 +17,10 @@ from draem_jax import command, interrupt
 from draem_jax.configs import demo
 from draem_jax.errors import UserError
 
-COMMANDS = 'main', 'predict', 'figures', 'import_torch', 'export.__main__'
+COMMANDS = (
+  *('main', 'predict', 'figures', 'import_torch', 'export.__main__'),
+  'data.__main__',
+)
 
 
 def test_all_commands_can_be_imported_in_one_process():
@@ -36,6 +39,7 @@ def test_the_console_entry_points_are_there():
   }
   assert set(found) == {
     'draem-train',
+    'draem-data',
     'draem-predict',
     'draem-export',
     'draem-figures',

@@ -413,8 +413,9 @@ def _check_outputs(config: Mapping[str, Any]) -> None:
 
 def _check_names(names: Iterable[str]) -> None:
   """Raises a `UserError` for the first name that is no field's."""
+  weights = {f'loss.weights.{term}' for term in losses.TERMS}
   for name in names:
-    if name in FIELDS:
+    if name in FIELDS or name in weights:
       continue
     if name.startswith('study.'):
       raise UserError(

@@ -160,10 +160,10 @@ checkpointer.wait()
 second = jax.process_index() == 1
 
 # The folder of the second process lags behind: the first one decides.
-steps = checkpoint._steps
-checkpoint._steps = lambda folder: steps(folder)[:-second or None]
+steps = checkpoint.list_steps
+checkpoint.list_steps = lambda folder: steps(folder)[:-second or None]
 attempt()
-checkpoint._steps = steps
+checkpoint.list_steps = steps
 
 # The second one has a bug: the first one does not run on without it.
 read = checkpoint._read_state

@@ -15,6 +15,9 @@ from draem_jax.workdir.thresholds import Thresholds
 
 _log = logging.getLogger(__name__)
 
+# After these, networks that see no difference will not learn to.
+_ENOUGH_STEPS = 1000
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -195,3 +198,35 @@ def _map_threshold(detector: Detector, category: Category) -> float | None:
     return None
   batches = detector.score(category.validation_images)
   return metrics.map_threshold(batch.anomaly_map for batch in batches)
+
+
+def find_blindness(evaluation: Evaluation, *, steps: int) -> str | None:
+  """Why networks are of no use, in words: that they see no difference.
+
+  Those that were trained for some steps only may see none yet, and are not at
+  fault, unless they are as sure as can be.
+
+  Args:
+    evaluation: of the test split.
+    steps: number of steps of the training; 0 if there was none.
+
+  Returns:
+    What is wrong; None if nothing is.
+  """
+  labels, scored = evaluation.labels, evaluation.scored
+  if scored is None or labels.all() or not labels.any():
+    return None
+  images = evaluation.category.test_images
+  if np.ptp(scored.score) or (images == images[0]).all():
+    return None
+  score = float(scored.score[0])
+  words = (
+    f'the detector tells nothing apart: each of {len(labels)} test images has'
+    f' the score {score:.3g}'
+  )
+  if steps and (score in (0, 1) or steps >= _ENOUGH_STEPS):
+    return (
+      f'{words}: train in another --workdir, with another config.learning_rate'
+    )
+  _log.warning('%s', words)
+  return None

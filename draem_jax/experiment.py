@@ -27,8 +27,6 @@ from draem_jax.workdir.thresholds import write_thresholds
 _log = logging.getLogger(__name__)
 
 BUILTIN = 'builtin'  # config.data.dir: the category that the package draws.
-# After these, networks that see no difference will not learn to.
-_ENOUGH_STEPS = 1000
 # By layout, what the paper trained on, of which it held nothing out.
 _PUBLISHED = {
   'mvtec': paper.CATEGORIES,
@@ -264,7 +262,9 @@ def _evaluate(
     detector, category, mask_threshold=config['eval']['mask_threshold']
   )
   failure = train.find_divergence(config, lines.lines)
-  failure = failure or find_blindness(evaluation, steps=trainer.num_steps)
+  failure = failure or evaluate.find_blindness(
+    evaluation, steps=trainer.num_steps
+  )
   row = results.write(
     workdir,
     evaluation,
@@ -280,40 +280,6 @@ def _evaluate(
   drawings.draw(workdir / 'figures', evaluation)
   report.write_report(workdir, evaluation, row)
   return row
-
-
-def find_blindness(
-  evaluation: evaluate.Evaluation, *, steps: int
-) -> str | None:
-  """Why networks are of no use, in words: that they see no difference.
-
-  Those that were trained for some steps only may see none yet, and are not at
-  fault, unless they are as sure as can be.
-
-  Args:
-    evaluation: of the test split.
-    steps: number of steps of the training; 0 if there was none.
-
-  Returns:
-    What is wrong; None if nothing is.
-  """
-  labels, scored = evaluation.labels, evaluation.scored
-  if scored is None or labels.all() or not labels.any():
-    return None
-  images = evaluation.category.test_images
-  if np.ptp(scored.score) or (images == images[0]).all():
-    return None
-  score = float(scored.score[0])
-  words = (
-    f'the detector tells nothing apart: each of {len(labels)} test images has'
-    f' the score {score:.3g}'
-  )
-  if steps and (score in (0, 1) or steps >= _ENOUGH_STEPS):
-    return (
-      f'{words}: train in another --workdir, with another config.learning_rate'
-    )
-  _log.warning('%s', words)
-  return None
 
 
 def load_category(

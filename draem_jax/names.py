@@ -6,7 +6,6 @@ Linux it may hold anything but a slash and a NUL, line breaks included.
 """
 
 import hashlib
-import pathlib
 import unicodedata
 
 # Of one part of a path, on nearly every file system.
@@ -93,15 +92,6 @@ def folder(name: str) -> str:
   odd = {one for one in name if shown(one) != one or one in MISTAKEN}
   plain = ''.join('_' if letter in odd else letter for letter in name)
   return shorten(plain, _mark(name) if odd else '')
-
-
-def partial(path: pathlib.Path) -> pathlib.Path:
-  """Where a file is written before it gets its name: hidden, in its folder.
-
-  Args:
-    path: the file's name, of any length.
-  """
-  return path.with_name(f'.{_mark(path.name)}.part')
 
 
 def _mark(name: str) -> str:

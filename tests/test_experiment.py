@@ -8,7 +8,7 @@ from small import random_images, small_config
 from splits import make_category, make_evaluation, make_scored
 
 from configs import mvtec
-from draem_jax import command, experiment, main
+from draem_jax import command, evaluate, experiment, main
 from draem_jax.data.category import Category
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
@@ -172,7 +172,7 @@ def test_networks_that_see_no_difference_are_a_failure(
   score, labels, steps, fails
 ):
   evaluation = evaluation_of(score, labels)
-  found = experiment.find_blindness(evaluation, steps=steps)
+  found = evaluate.find_blindness(evaluation, steps=steps)
   assert (found is not None) is fails
   if fails:
     assert f'each of 6 test images has the score {score:.3g}' in found
@@ -181,7 +181,7 @@ def test_networks_that_see_no_difference_are_a_failure(
 def test_images_that_are_the_same_have_the_same_score():
   evaluation = evaluation_of(0.0)
   evaluation.category.test_images[:] = 7
-  assert experiment.find_blindness(evaluation, steps=6) is None
+  assert evaluate.find_blindness(evaluation, steps=6) is None
 
 
 def test_a_failure_is_written_and_ends_in_another_status(

@@ -73,15 +73,6 @@ def test_a_folder_has_a_name_that_libraries_take(tmp_path):
     (tmp_path / folder).mkdir()
 
 
-def test_a_partial_file_fits_however_long_its_name(tmp_path):
-  path = tmp_path / ('x' * 255)
-  partial = names.partial(path)
-  assert partial.name.startswith('.')
-  assert partial == names.partial(path)
-  partial.touch()
-  os.replace(partial, path)
-
-
 def test_no_two_images_share_a_picture():
   images = [
     'a.png',

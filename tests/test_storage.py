@@ -87,3 +87,9 @@ def test_what_is_no_file_of_ours_is_not_read(tmp_path):
     file.truncate(1 << 40)
   with pytest.raises(UserError, match='file.json is damaged .*: r$'):
     storage.read_json(path, remedy='r')
+
+
+def test_a_name_may_be_as_long_as_can_be(tmp_path):
+  path = tmp_path / ('x' * 255)
+  storage.write_bytes(path, b'whole')
+  assert path.read_bytes() == b'whole'

@@ -72,7 +72,7 @@ class Predictions:
     self._table = path.open('ab+')
     try:
       self._lock()
-      storage.clear_partial(self.folder)
+      storage.clear_partial(self.folder, deep=True)
       self._read(settings.get('threshold'))
     except BaseException:
       self.close()
@@ -115,16 +115,8 @@ class Predictions:
     """
     for folder, strips in ((OVERLAYS, overlay), (MAPS, levels)):
       path = self.folder / folder / picture_name(name)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      # The same name each time: what a killed run leaves is written over.
-      partial = names.partial(path)
-      try:
-        with partial.open('wb') as file:
-          png.write(file, strips)
-        os.replace(partial, path)
-      except OSError as error:
-        error.filename = error.filename or str(partial)
-        raise
+      with storage.atomic_file(path) as file:
+        png.write(file, strips)
 
   def close(self) -> None:
     """Closes the table, and lets other processes write to the folder."""

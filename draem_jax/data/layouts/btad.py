@@ -9,18 +9,14 @@ import pathlib
 
 from draem_jax.data.layouts.contents import (
   Contents,
-  Member,
   list_folders,
   list_good,
-  list_images,
-  lonely_mask,
-  pair,
+  read_kinds,
 )
 
 EXPECTED = '<category>/train/ok/*.bmp'
 
 _GOOD, _BAD = 'ok', 'ko'
-_TESTED, _TRUTH = f'test/{_BAD}', f'ground_truth/{_BAD}'
 
 
 def is_category(folder: pathlib.Path) -> bool:
@@ -45,15 +41,4 @@ def read(folder: pathlib.Path) -> Contents:
       has no partner.
   """
   train = list_good(folder, f'train/{_GOOD}')
-  bad, masks = list_images(folder / _TESTED), list_images(folder / _TRUTH)
-  if masks and not bad:
-    raise lonely_mask(folder, _TESTED, _TRUTH, masks[0])
-  mask_of = pair(folder, _TESTED, _TRUTH, bad, masks) if masks else {}
-  tested = [
-    Member(f'{_TESTED}/{name}', _BAD, True, mask_of.get(name)) for name in bad
-  ]
-  tested += [
-    Member(f'test/{_GOOD}/{name}', 'good', False)
-    for name in list_images(folder / 'test' / _GOOD)
-  ]
-  return Contents(train, tested)
+  return Contents(train, read_kinds(folder, 'test', 'ground_truth', good=_GOOD))

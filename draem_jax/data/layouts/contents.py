@@ -142,13 +142,13 @@ def list_good(folder: pathlib.Path, part: str) -> list[Member]:
   Raises:
     UserError: if there are none.
   """
-  found = list_images(folder / part)
+  found = list_good_if_any(folder, part)
   if not found:
     raise UserError(
       f'{folder / part} holds no images: put good images there'
       f' ({", ".join(sorted(images.SUFFIXES))})'
     )
-  return [Member(f'{part}/{name}', 'good', False) for name in found]
+  return found
 
 
 def pair(
@@ -200,6 +200,60 @@ def pair(
         f' {folder / truth / stem(name)}_mask.png, or remove the image'
       )
   return {name: f'{truth}/{found[name]}' for name in names}
+
+
+def list_good_if_any(folder: pathlib.Path, part: str) -> list[Member]:
+  """As `list_good`, of a part that need not be there."""
+  names = list_images(folder / part)
+  return [Member(f'{part}/{name}', 'good', False) for name in names]
+
+
+def read_kinds(
+  folder: pathlib.Path, tested: str, truth: str, *, good: str = 'good'
+) -> list[Member]:
+  """The test images of a category that lie in a folder for each kind.
+
+  Args:
+    folder: the category's.
+    tested: the path of the part of the images in it.
+    truth: that of the part of the masks, in folders called as those of the
+      images. It may lie in the other one.
+    good: what the kind is called that has no masks.
+
+  Returns:
+    The images, sorted by path. If there are masks at all, every anomalous one
+    has its own.
+
+  Raises:
+    UserError: if an image or a mask has no partner.
+  """
+  masks = {
+    kind: list_images(folder / truth / kind)
+    for kind in list_folders(folder / truth)
+  }
+  # Good images are normal by their folder's name: masks would be all zero.
+  masks.pop(good, None)
+  has_masks = any(masks.values())
+  members = []
+  for kind in list_folders(folder / tested):
+    part = f'{tested}/{kind}'
+    if part == truth:
+      continue
+    if kind == good:
+      members += list_good_if_any(folder, part)
+      continue
+    names, mask_of = list_images(folder / part), {}
+    if has_masks:
+      of_kind = masks.pop(kind, [])
+      mask_of = pair(folder, part, f'{truth}/{kind}', names, of_kind)
+    members += [
+      Member(f'{part}/{name}', kind, True, mask_of.get(name)) for name in names
+    ]
+  for kind, names in masks.items():
+    if names:
+      where = f'{tested}/{kind}', f'{truth}/{kind}'
+      raise lonely_mask(folder, *where, names[0])
+  return members
 
 
 def lonely_mask(

@@ -15,12 +15,10 @@ from collections.abc import Iterable, Sequence
 from draem_jax.data import images
 from draem_jax.data.layouts.contents import (
   Contents,
-  Member,
   list_folders,
   list_good,
   list_images,
-  lonely_mask,
-  pair,
+  read_kinds,
 )
 from draem_jax.errors import UserError
 
@@ -59,26 +57,7 @@ def read(folder: pathlib.Path) -> Contents:
   """
   check_names(folder)
   train = list_good(folder, f'train/{GOOD}')
-  test, masks = (
-    {defect: list_images(part / defect) for defect in list_folders(part)}
-    for part in (folder / 'test', folder / 'ground_truth')
-  )
-  # Good images are normal by their folder's name: masks would be all zero.
-  masks.pop(GOOD, None)
-  has_masks = any(masks.values())
-  tested = []
-  for defect, names in test.items():
-    is_anomalous = defect != GOOD
-    mask_of = {}
-    if has_masks and is_anomalous:
-      mask_of = pair(folder, *_parts(defect), names, masks.pop(defect, []))
-    tested += [
-      Member(f'test/{defect}/{name}', defect, is_anomalous, mask_of.get(name))
-      for name in names
-    ]
-  for defect, names in masks.items():
-    if names:
-      raise lonely_mask(folder, *_parts(defect), names[0])
+  tested = read_kinds(folder, 'test', 'ground_truth')
   return Contents(train, tested)
 
 
@@ -204,8 +183,3 @@ def _stray_images(folder: pathlib.Path) -> list[str]:
     for entry in os.scandir(folder)
     if images.is_image(entry.name) and not entry.is_dir()
   )
-
-
-def _parts(defect: str) -> tuple[str, str]:
-  """Where the images of a defect lie, and where their masks."""
-  return f'test/{defect}', f'ground_truth/{defect}'

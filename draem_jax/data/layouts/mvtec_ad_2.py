@@ -13,12 +13,10 @@ import pathlib
 from draem_jax.data.layouts import mvtec
 from draem_jax.data.layouts.contents import (
   Contents,
-  Member,
-  list_folders,
   list_good,
+  list_good_if_any,
   list_images,
-  lonely_mask,
-  pair,
+  read_kinds,
 )
 
 EXPECTED = '<category>/train/good/*.png and <category>/test_public'
@@ -55,29 +53,8 @@ def read(folder: pathlib.Path) -> Contents:
     truth=f'{_TEST}/{_TRUTH}',
   )
   train = list_good(folder, f'train/{_GOOD}')
-  validation = [
-    Member(f'validation/{_GOOD}/{name}', 'good', False)
-    for name in list_images(folder / 'validation' / _GOOD)
-  ]
-  truth = folder / _TEST / _TRUTH
-  masks = {kind: list_images(truth / kind) for kind in list_folders(truth)}
-  masks.pop(_GOOD, None)
-  has_masks = any(masks.values())
-  tested = []
-  for kind in list_folders(folder / _TEST):
-    if kind == _TRUTH:
-      continue
-    names = list_images(folder / _TEST / kind)
-    mask_of = {}
-    if has_masks and kind != _GOOD:
-      mask_of = pair(folder, *_parts(kind), names, masks.pop(kind, []))
-    tested += [
-      Member(f'{_TEST}/{kind}/{name}', kind, kind != _GOOD, mask_of.get(name))
-      for name in names
-    ]
-  for kind, names in masks.items():
-    if names:
-      raise lonely_mask(folder, *_parts(kind), names[0])
+  validation = list_good_if_any(folder, f'validation/{_GOOD}')
+  tested = read_kinds(folder, _TEST, f'{_TEST}/{_TRUTH}')
   counts = {part: len(list_images(folder / part)) for part in _PRIVATE}
   notes = tuple(
     f'passed over {count} images in {folder / part}, which have no labels'
@@ -91,8 +68,3 @@ def read(folder: pathlib.Path) -> Contents:
     metrics=('aupro_05', 'seg_f1'),
     notes=notes,
   )
-
-
-def _parts(kind: str) -> tuple[str, str]:
-  """Where the images of a kind lie, and where their masks."""
-  return f'{_TEST}/{kind}', f'{_TEST}/{_TRUTH}/{kind}'

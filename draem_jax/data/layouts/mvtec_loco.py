@@ -25,6 +25,7 @@ from draem_jax.data.layouts.contents import (
   Saturation,
   list_folders,
   list_good,
+  list_good_if_any,
   list_images,
   stem,
 )
@@ -67,10 +68,7 @@ def read(folder: pathlib.Path) -> Contents:
   """
   mvtec.check_names(folder, good=('train', 'validation'))
   train = list_good(folder, f'train/{_GOOD}')
-  validation = [
-    Member(f'validation/{_GOOD}/{name}', 'good', False)
-    for name in list_images(folder / 'validation' / _GOOD)
-  ]
+  validation = list_good_if_any(folder, f'validation/{_GOOD}')
   truth = folder / 'ground_truth'
   has_masks = any(list_images(truth / kind) for kind in list_folders(truth))
   tested = []

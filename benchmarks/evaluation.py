@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks import record
 from draem_jax import metrics
+from draem_jax.curves import of_scores, thin
 
 METRICS = ('image_auroc', 'image_ap', 'pixel_auroc', 'pixel_ap')
 FLOORS = {'hardly a tie': 0.0, 'most pixels tied at 0': 0.01}
@@ -68,8 +69,8 @@ def ours(**split):
 
 def curves(*, scores, maps, labels, masks):
   """The curves alone, as many points as are drawn, and the best F1."""
-  metrics.thin(metrics.curves(scores, labels), 1000)
-  metrics.thin(metrics.curves(maps, masks), 1000)
+  thin(of_scores(scores, labels), 1000)
+  thin(of_scores(maps, masks), 1000)
   return metrics.best_f1(scores, labels)
 
 

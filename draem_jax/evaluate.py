@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from draem_jax import metrics
+from draem_jax.curves import Curves, Region
 from draem_jax.data.category import Category
 from draem_jax.detection.detector import Detector, Scored
 from draem_jax.workdir.thresholds import Thresholds
@@ -47,8 +48,8 @@ class Evaluation:
   masks: Bool[np.ndarray, 'n h w'] | None
   thresholds: Thresholds
   scored: Scored | None
-  image: metrics.Curves | None
-  pixel: metrics.Curves | None
+  image: Curves | None
+  pixel: Curves | None
   rates: metrics.Rates | None
   best_f1: float | None
   best_f1_threshold: float | None
@@ -65,7 +66,7 @@ class Evaluation:
     return self.scored.score.astype(np.float64) > self.thresholds.image
 
   @property
-  def curves(self) -> dict[str, metrics.Curves | None]:
+  def curves(self) -> dict[str, Curves | None]:
     """The curves to draw: of the images and, with exact truth, the pixels."""
     levels = {'images': self.image}
     if self.masks is not None and not self.category.coarse_masks:
@@ -170,7 +171,7 @@ def evaluate(
 
 def _regions(
   category: Category, mask_threshold: float
-) -> list[list[metrics.Region]] | None:
+) -> list[list[Region]] | None:
   """The defects of each test image that cover any pixel enough."""
   if category.test_regions is None:
     return None
@@ -179,7 +180,7 @@ def _regions(
     own = []
     for region in regions:
       pixels = region.pixels[region.coverage / 255 >= mask_threshold]
-      own.append(metrics.Region(pixels, region.saturation))
+      own.append(Region(pixels, region.saturation))
     found.append([region for region in own if region.pixels.size])
     lost += len(own) - len(found[-1])
   if lost:

@@ -6,11 +6,7 @@ threshold.
 
 `METRICS` is the table of what is reported, and `EXTRA` that of what single data
 sets are known by, which only they report. All of it comes from one sweep of
-the threshold over the images and one over the pixels (`measure`). A sweep stops
-only at the scores of anomalous images or pixels: between two of them the true
-positives stand still, so that the curves have no corner there. Of the normal
-ones, which in a test split are nearly all pixels, only the values need sorting
-then, and they carry no payload.
+the threshold over the images and one over the pixels (`measure`).
 """
 
 import dataclasses
@@ -18,54 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
-from skimage import measure as skimage_measure
+from jaxtyping import Bool, Float, Shaped
 
-# Integration limit of AUPRO, the false positive rate that MVTec AD uses.
-AUPRO_LIMIT = 0.3
+from draem_jax import curves
+
 # That of MVTec LOCO AD and of MVTec AD 2.
 STRICT_LIMIT = 0.05
 # Above the mean of the maps of good images, in standard deviations.
 SEG_F1_DEVIATIONS = 3
-
-
-class RocCurve(NamedTuple):
-  """Corners of a receiver operating characteristic, from (0, 0) to (1, 1)."""
-
-  false_positive_rate: Float[np.ndarray, 'k']
-  true_positive_rate: Float[np.ndarray, 'k']
-
-
-class PrecisionRecallCurve(NamedTuple):
-  """Points of a precision-recall curve, recall ascending to 1.
-
-  A step function: from one recall to the next the precision of the latter
-  holds, as average precision sums it.
-  """
-
-  recall: Float[np.ndarray, 'k']
-  precision: Float[np.ndarray, 'k']
-
-
-class OverlapCurve(NamedTuple):
-  """Corners of the mean overlap with each defect, from (0, 0) to (1, 1)."""
-
-  false_positive_rate: Float[np.ndarray, 'k']
-  overlap: Float[np.ndarray, 'k']
-
-
-class Curves(NamedTuple):
-  """All curves of one set of scores, and the areas under them.
-
-  `region_overlap` and the AUPRO under it are those of pixels, None of images.
-  """
-
-  roc: RocCurve
-  precision_recall: PrecisionRecallCurve
-  region_overlap: OverlapCurve | None
-  auroc: float
-  average_precision: float
-  aupro: float | None
 
 
 class Rates(NamedTuple):
@@ -109,18 +65,6 @@ def at_best_f1(key: str) -> str:
   return 'best_f1' if key == 'f1' else f'best_f1_{key}'
 
 
-class Region(NamedTuple):
-  """A defect that counts on its own.
-
-  Attributes:
-    pixels: its places in the flattened image.
-    saturation: the share of them, in (0, 1], that is enough to have found it.
-  """
-
-  pixels: Int[np.ndarray, 'k']
-  saturation: float
-
-
 @dataclasses.dataclass(frozen=True)
 class Split:
   """A test split with its curves: all that a metric may be computed from.
@@ -146,11 +90,11 @@ class Split:
   maps: Float[np.ndarray, 'n h w']
   masks: Bool[np.ndarray, 'n h w'] | None
   threshold: float | None
-  image: Curves | None
-  pixel: Curves | None
+  image: curves.Curves | None
+  pixel: curves.Curves | None
   missing: Mapping[str, str]
   kinds: Sequence[str] | None = None
-  regions: Sequence[Sequence[Region]] | None = None
+  regions: Sequence[Sequence[curves.Region]] | None = None
   map_threshold: float | None = None
 
 
@@ -231,8 +175,8 @@ EXTRA = {
     meaning='share found of each defect, at false positive rates of pixels up'
     ' to 5 %',
     level='pixel',
-    compute=lambda split: (
-      _area_up_to(STRICT_LIMIT, *split.pixel.region_overlap) / STRICT_LIMIT
+    compute=lambda split: curves.mean_up_to(
+      STRICT_LIMIT, *split.pixel.region_overlap
     ),
   ),
   'seg_f1': Metric(
@@ -266,7 +210,7 @@ def measure(
   coarse_masks: bool = False,
   threshold: float | None = None,
   kinds: Sequence[str] | None = None,
-  regions: Sequence[Sequence[Region]] | None = None,
+  regions: Sequence[Sequence[curves.Region]] | None = None,
   map_threshold: float | None = None,
 ) -> Split:
   """Sweeps the threshold over the images and the pixels of a test split.
@@ -291,7 +235,7 @@ def measure(
   if masks is None:
     lacks['pixel'] = 'ground truth masks'
   elif not coarse_masks:
-    pixel = _curves(_sweep(maps, masks, _region_weights(masks)))
+    pixel = curves.of_maps(maps, masks)
     lacks['pixel'] = _lack(masks, 'pixel', 'normal')
   missing = {
     level: f'the test split has no {lack}'
@@ -306,7 +250,7 @@ def measure(
     maps=maps,
     masks=masks,
     threshold=threshold,
-    image=curves(scores, labels),
+    image=curves.of_scores(scores, labels),
     pixel=pixel,
     missing=missing,
     kinds=kinds,
@@ -366,11 +310,11 @@ def spro(split: Split, limit: float = STRICT_LIMIT) -> float | None:
     places = np.flatnonzero(~split.labels | (kinds == kind))
     maps, masks = split.maps[places], split.masks[places]
     regions = [split.regions[place] for place in places]
-    weights = _saturated_weights(maps, masks, regions)
-    sweep = _sweep(maps, masks, weights)
+    weights = curves.saturated_weights(maps, masks, regions)
+    sweep = curves.sweep(maps, masks, weights)
     if weights.any() and sweep.num_negatives:
-      area = _area_up_to(limit, *_corners(sweep, sweep.overlap)) / limit
-      areas.append(area)
+      overlap = curves.corners(sweep, sweep.overlap)
+      areas.append(curves.mean_up_to(limit, *overlap))
   return float(np.mean(areas)) if areas else None
 
 
@@ -409,7 +353,7 @@ def auroc(
   scores: Shaped[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
 ) -> float | None:
   """Area under the ROC curve, ties counted half; None when undefined."""
-  found = curves(scores, labels)
+  found = curves.of_scores(scores, labels)
   return None if found is None else found.auroc
 
 
@@ -417,7 +361,7 @@ def average_precision(
   scores: Shaped[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
 ) -> float | None:
   """Sum of precision times gain of recall; None when undefined."""
-  found = curves(scores, labels)
+  found = curves.of_scores(scores, labels)
   return None if found is None else found.average_precision
 
 
@@ -429,8 +373,8 @@ def aupro(
   The share of each connected ground truth region (8-connectivity) that is
   found, averaged over the regions of all images, against the false positive
   rate over all normal pixels. The curve is integrated by the trapezoidal rule
-  over all thresholds, cut at `AUPRO_LIMIT` by linear interpolation, and divided
-  by it.
+  over all thresholds, cut at `curves.AUPRO_LIMIT` by linear interpolation, and
+  divided by it.
 
   Args:
     maps: the anomaly maps.
@@ -443,41 +387,8 @@ def aupro(
     Bergmann, Batzner, Fauser, Sattlegger, Steger: The MVTec Anomaly Detection
     Dataset, IJCV 129, 2021, doi:10.1007/s11263-020-01400-4.
   """
-  found = _curves(_sweep(maps, masks, _region_weights(masks)))
+  found = curves.of_maps(maps, masks)
   return None if found is None else found.aupro
-
-
-def curves(
-  scores: Shaped[np.ndarray, '*n'], labels: Bool[np.ndarray, '*n']
-) -> Curves | None:
-  """ROC and precision-recall curve, and the areas under them.
-
-  Args:
-    scores: the scores of images or pixels.
-    labels: True for anomalous ones.
-
-  Returns:
-    The curves with every corner, or None when one of the two classes is
-    missing.
-  """
-  return _curves(_sweep(scores, labels))
-
-
-def thin(found: Curves, max_points: int) -> Curves:
-  """The same curves with fewer points, for drawing; the areas stay.
-
-  Args:
-    found: the curves.
-    max_points: number of points to leave of each, evenly along its length.
-  """
-  overlap = found.region_overlap
-  return found._replace(
-    roc=RocCurve(*_thin(*found.roc, max_points)),
-    precision_recall=PrecisionRecallCurve(
-      *_thin(*found.precision_recall, max_points)
-    ),
-    region_overlap=overlap and OverlapCurve(*_thin(*overlap, max_points)),
-  )
 
 
 def rates_at_threshold(
@@ -486,7 +397,7 @@ def rates_at_threshold(
   threshold: float,
 ) -> Rates:
   """Rates and counts when scores greater than `threshold` are anomalous."""
-  scores, labels = _checked(scores, labels)
+  scores, labels = curves.checked(scores, labels)
   # In float64, as the detector compares: the threshold of float32 scores would
   # be rounded to float32 otherwise, and a score beside it change sides.
   called = scores.astype(np.float64) > threshold
@@ -521,7 +432,7 @@ def best_f1(
     both None without an anomalous one.
   """
   scores = np.asarray(scores)
-  sweep = _sweep(scores, labels)
+  sweep = curves.sweep(scores, labels)
   if not sweep.num_positives:
     return None, None
   called = sweep.true_positives + sweep.false_positives
@@ -531,187 +442,6 @@ def best_f1(
   left = scores[scores < lowest]
   threshold = left.max() if left.size else np.nextafter(lowest, -np.inf)
   return float(f1[best]), float(threshold)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sweep:
-  """Counts at each distinct score of an anomalous one, from high to low.
-
-  `true_positives` and `false_positives` have at least that score,
-  `false_positives_above` more. `overlap` is the weighted counterpart of
-  `true_positives`, None without weights.
-  """
-
-  thresholds: Shaped[np.ndarray, 't']
-  true_positives: Int[np.ndarray, 't']
-  false_positives_above: Int[np.ndarray, 't']
-  false_positives: Int[np.ndarray, 't']
-  overlap: Float[np.ndarray, 't'] | None
-  num_positives: int
-  num_negatives: int
-
-
-def _sweep(
-  scores: Shaped[np.ndarray, '*n'],
-  labels: Bool[np.ndarray, '*m'],
-  weights: Float[np.ndarray, 'p'] | None = None,
-) -> _Sweep:
-  """Sweep the threshold; `weights` belong to the anomalous ones in order."""
-  scores, labels = _checked(scores, labels)
-  positives = scores[labels]
-  negatives = np.sort(scores[~labels])
-  order = np.argsort(positives)[::-1]
-  positives = positives[order]
-  last_of_ties = np.flatnonzero(
-    np.append(positives[1:] != positives[:-1], positives.size > 0)
-  )
-  thresholds = positives[last_of_ties]
-  below = np.searchsorted(negatives, thresholds, 'left')
-  not_above = np.searchsorted(negatives, thresholds, 'right')
-  overlap = None
-  if weights is not None:
-    overlap = np.cumsum(weights[order])[last_of_ties]
-  return _Sweep(
-    thresholds=thresholds,
-    true_positives=last_of_ties + 1,
-    false_positives_above=negatives.size - not_above,
-    false_positives=negatives.size - below,
-    overlap=overlap,
-    num_positives=positives.size,
-    num_negatives=negatives.size,
-  )
-
-
-def _checked(
-  scores: Shaped[np.ndarray, '*n'], labels: Bool[np.ndarray, '*m']
-) -> tuple[Shaped[np.ndarray, 'k'], Bool[np.ndarray, 'k']]:
-  """Flat scores and labels, after the errors that would go unnoticed."""
-  scores, labels = np.asarray(scores), np.asarray(labels, bool)
-  if scores.shape != labels.shape:
-    raise ValueError(
-      f'Scores of shape {scores.shape} do not fit ground truth of shape '
-      f'{labels.shape}.'
-    )
-  if np.isnan(np.sum(scores)) and np.any(np.isnan(scores)):
-    raise ValueError('Scores contain NaN.')
-  return scores.reshape(-1), labels.reshape(-1)
-
-
-def _curves(sweep: _Sweep) -> Curves | None:
-  """All curves; without region weights there is none of the overlap."""
-  if not (sweep.num_positives and sweep.num_negatives):
-    return None
-  precision = sweep.true_positives / (
-    sweep.true_positives + sweep.false_positives
-  )
-  recall = sweep.true_positives / sweep.num_positives
-  gained = np.diff(sweep.true_positives, prepend=0)
-  # Normal ones that a positive outranks, in halves so that it stays integer.
-  outranked = (
-    2 * sweep.num_negatives
-    - sweep.false_positives_above
-    - sweep.false_positives
-  )
-  pairs = 2 * sweep.num_positives * sweep.num_negatives
-  overlap = area = None
-  if sweep.overlap is not None:
-    overlap = OverlapCurve(*_corners(sweep, sweep.overlap))
-    area = _area_up_to(AUPRO_LIMIT, *overlap) / AUPRO_LIMIT
-  return Curves(
-    roc=RocCurve(*_corners(sweep, recall)),
-    precision_recall=PrecisionRecallCurve(
-      # Recall 0 takes the precision of the highest threshold.
-      recall=np.append(0.0, recall),
-      precision=np.append(precision[0], precision),
-    ),
-    region_overlap=overlap,
-    auroc=float(np.sum(gained * outranked) / pairs),
-    average_precision=float(np.sum(gained * precision) / sweep.num_positives),
-    aupro=area,
-  )
-
-
-def _corners(
-  sweep: _Sweep, height: Float[np.ndarray, 't']
-) -> tuple[Float[np.ndarray, 'k'], Float[np.ndarray, 'k']]:
-  """Curve of `height` over the false positive rate, from (0, 0) to (1, end).
-
-  Each threshold adds two corners: the one before its scores are called, up to
-  which only normal ones came in, and the one after.
-  """
-  size = len(height)
-  fpr, curve = np.zeros(2 * size + 2), np.zeros(2 * size + 2)
-  fpr[1:-1:2] = sweep.false_positives_above / sweep.num_negatives
-  fpr[2:-1:2] = sweep.false_positives / sweep.num_negatives
-  curve[2:-1:2] = height
-  curve[3::2] = height
-  fpr[-1] = 1.0
-  return fpr, curve
-
-
-def _area_up_to(
-  limit: float, x: Float[np.ndarray, 'k'], y: Float[np.ndarray, 'k']
-) -> float:
-  """Trapezoidal area of the curve over [0, limit], x ascending from 0."""
-  inside = int(np.searchsorted(x, limit, 'right'))
-  if inside == len(x):
-    return float(np.trapezoid(y, x))
-  last = inside - 1  # x[last] <= limit < x[inside]
-  slope = (y[inside] - y[last]) / (x[inside] - x[last])
-  end = y[last] + slope * (limit - x[last])
-  rest = (limit - x[last]) * (y[last] + end) / 2
-  return float(np.trapezoid(y[:inside], x[:inside]) + rest)
-
-
-def _region_weights(masks: Bool[np.ndarray, 'n h w']) -> Float[np.ndarray, 'p']:
-  """Weight of each anomalous pixel, so that found weights sum to the overlap.
-
-  A pixel counts 1 / (pixels of its region · number of regions).
-  """
-  if masks.ndim != 3:
-    raise ValueError(f'Masks must be [n, h, w], not of shape {masks.shape}.')
-  weights, num_regions = [], 0
-  for mask in masks[np.any(masks, axis=(1, 2))]:
-    regions, count = skimage_measure.label(
-      mask, return_num=True, connectivity=2
-    )
-    sizes = np.bincount(regions.reshape(-1))
-    weights.append(1 / sizes[regions[mask]])
-    num_regions += count
-  if not weights:
-    return np.zeros(0)
-  return np.concatenate(weights) / num_regions
-
-
-def _saturated_weights(
-  maps: Float[np.ndarray, 'n h w'],
-  masks: Bool[np.ndarray, 'n h w'],
-  regions: Sequence[Sequence[Region]],
-) -> Float[np.ndarray, 'p']:
-  """As `_region_weights`, for regions that saturate.
-
-  Of a region only the pixels that are found first count: as many as are enough,
-  the last of them in part. Then what is found of it, of what is enough, is a
-  sum over pixels again.
-  """
-  weights, num_regions = [], 0
-  for anomaly_map, mask, own in zip(maps, masks, regions, strict=True):
-    if not mask.any():
-      continue
-    of_image = np.zeros(mask.size)
-    for pixels, saturation in own:
-      pixels = pixels[mask.reshape(-1)[pixels]]
-      if not pixels.size:
-        continue
-      num_regions += 1
-      enough = saturation * pixels.size
-      order = np.argsort(-anomaly_map.reshape(-1)[pixels], kind='stable')
-      counted = np.clip(enough - np.arange(pixels.size), 0, 1) / enough
-      of_image[pixels[order]] += counted
-    weights.append(of_image[mask.reshape(-1)])
-  if not num_regions:
-    return np.zeros(int(np.count_nonzero(masks)))
-  return np.concatenate(weights) / num_regions
 
 
 def _lack(
@@ -725,17 +455,3 @@ def _lack(
   if labels.all():
     return f'{normal} {thing}'
   return None
-
-
-def _thin(
-  x: Float[np.ndarray, 'k'], y: Float[np.ndarray, 'k'], max_points: int
-) -> tuple[Float[np.ndarray, 'm'], Float[np.ndarray, 'm']]:
-  """Points spaced evenly along the curve, the first and the last included."""
-  if len(x) <= max_points:
-    return x, y
-  steps = np.abs(np.diff(x)) + np.abs(np.diff(y))
-  length = np.append(0.0, np.cumsum(steps))
-  wanted = np.linspace(0.0, length[-1], max_points)
-  chosen = np.unique(np.searchsorted(length, wanted).clip(max=len(x) - 1))
-  chosen[-1] = len(x) - 1
-  return x[chosen], y[chosen]

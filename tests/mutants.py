@@ -387,8 +387,8 @@ MUTANTS = (
   Mutant(
     'schedule: epochs are rounded down',
     'training/train.py',
-    "return -(-config['num_epochs'] * num_images // config['batch_size'])",
-    "return config['num_epochs'] * num_images // config['batch_size']",
+    "steps = -(-config['num_epochs'] * num_images // config['batch_size'])",
+    "steps = config['num_epochs'] * num_images // config['batch_size']",
     f'{_TRAIN} -k epochs',
   ),
   # Score and thresholds.
@@ -430,21 +430,21 @@ MUTANTS = (
   # Metrics.
   Mutant(
     'metrics: ties count whole',
-    'metrics.py',
+    'curves.py',
     "below = np.searchsorted(negatives, thresholds, 'left')",
     "below = np.searchsorted(negatives, thresholds, 'right')",
     _METRICS,
   ),
   Mutant(
     'metrics: regions by edges alone',
-    'metrics.py',
+    'curves.py',
     'connectivity=2',
     'connectivity=1',
     _METRICS,
   ),
   Mutant(
     'metrics: AUPRO is not divided by its limit',
-    'metrics.py',
+    'curves.py',
     'AUPRO_LIMIT = 0.3',
     'AUPRO_LIMIT = 0.2',
     _METRICS,

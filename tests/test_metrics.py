@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from sklearn import metrics as sklearn_metrics
 
-from draem_jax import metrics
+from draem_jax import curves, metrics
 
 KINDS = ('continuous', 'ties', 'two_values', 'negative')
 
@@ -80,7 +80,7 @@ def test_aupro_agrees_with_its_definition(kind, seed):
   masks = blobs((5, 24, 20), seed=seed)
   maps, _ = sample(kind, masks.shape, seed=seed + 10)
   maps = maps + np.where(masks, np.float32(0.25), np.float32(0))
-  expected = slow_aupro(maps, masks, metrics.AUPRO_LIMIT)
+  expected = slow_aupro(maps, masks, curves.AUPRO_LIMIT)
   assert metrics.aupro(maps, masks) == pytest.approx(expected, abs=1e-12)
 
 
@@ -97,9 +97,7 @@ def test_perfect_maps_reach_one_and_constant_maps_chance():
   assert metrics.aupro(masks.astype(np.float32), masks) == 1.0
   # A constant map runs along the diagonal: half of the limit.
   constant = np.zeros(masks.shape, np.float32)
-  assert metrics.aupro(constant, masks) == pytest.approx(
-    metrics.AUPRO_LIMIT / 2
-  )
+  assert metrics.aupro(constant, masks) == pytest.approx(curves.AUPRO_LIMIT / 2)
   assert metrics.auroc(constant, masks) == 0.5
 
 
@@ -115,7 +113,7 @@ def test_metrics_of_a_split():
     'image_ap': sklearn_metrics.average_precision_score(labels, scores),
     'pixel_auroc': sklearn_metrics.roc_auc_score(*flat),
     'pixel_ap': sklearn_metrics.average_precision_score(*flat),
-    'aupro': slow_aupro(maps, masks, metrics.AUPRO_LIMIT),
+    'aupro': slow_aupro(maps, masks, curves.AUPRO_LIMIT),
   }
   assert not reasons
   assert values == pytest.approx(expected, abs=1e-12)
@@ -190,17 +188,17 @@ def test_disagreeing_shapes_and_nan_are_errors():
 @pytest.mark.parametrize('kind', KINDS)
 def test_curves_hold_the_points_of_scikit_learn(kind):
   scores, labels = sample(kind, (400,), seed=1)
-  curves = metrics.curves(scores, labels)
+  found = curves.of_scores(scores, labels)
   fpr, tpr, _ = sklearn_metrics.roc_curve(labels, scores)
-  ours = set(zip(*(np.round(axis, 12) for axis in curves.roc), strict=True))
+  ours = set(zip(*(np.round(axis, 12) for axis in found.roc), strict=True))
   assert ours >= set(zip(np.round(fpr, 12), np.round(tpr, 12), strict=True))
-  assert sklearn_metrics.auc(*curves.roc) == pytest.approx(curves.auroc)
-  assert curves.auroc == metrics.auroc(scores, labels)
+  assert sklearn_metrics.auc(*found.roc) == pytest.approx(found.auroc)
+  assert found.auroc == metrics.auroc(scores, labels)
 
-  recall, precision = curves.precision_recall
+  recall, precision = found.precision_recall
   area = np.sum(np.diff(recall) * precision[1:])
-  assert area == pytest.approx(curves.average_precision)
-  assert curves.average_precision == metrics.average_precision(scores, labels)
+  assert area == pytest.approx(found.average_precision)
+  assert found.average_precision == metrics.average_precision(scores, labels)
   assert recall[0] == 0 and recall[-1] == 1
 
 
@@ -213,23 +211,23 @@ def test_the_area_under_the_overlap_curve_is_aupro():
   fpr, overlap = pixel.region_overlap
   assert (fpr[0], overlap[0], fpr[-1]) == (0, 0, 1)
   assert overlap[-1] == pytest.approx(1)
-  inside = np.linspace(0, metrics.AUPRO_LIMIT, 100_001)
+  inside = np.linspace(0, curves.AUPRO_LIMIT, 100_001)
   area = np.trapezoid(np.interp(inside, fpr, overlap), inside)
-  assert area / metrics.AUPRO_LIMIT == pytest.approx(pixel.aupro, abs=1e-3)
-  thinned = metrics.thin(pixel, 10)
+  assert area / curves.AUPRO_LIMIT == pytest.approx(pixel.aupro, abs=1e-3)
+  thinned = curves.thin(pixel, 10)
   assert len(thinned.region_overlap.overlap) <= 10 < len(overlap)
   assert thinned.aupro == pixel.aupro
 
 
 def test_curves_without_both_classes_are_none():
-  assert metrics.curves(np.ones(3), np.zeros(3, bool)) is None
-  assert metrics.curves(np.ones(3), np.ones(3, bool)) is None
+  assert curves.of_scores(np.ones(3), np.zeros(3, bool)) is None
+  assert curves.of_scores(np.ones(3), np.ones(3, bool)) is None
 
 
 def test_thinned_curves_stay_close():
   scores, labels = sample('continuous', (40_000,), seed=2)
-  full = metrics.curves(scores, labels)
-  thinned = metrics.thin(full, 200)
+  full = curves.of_scores(scores, labels)
+  thinned = curves.thin(full, 200)
   assert thinned.auroc == full.auroc
   fpr, tpr = thinned.roc
   assert len(fpr) <= 200 < len(full.roc.false_positive_rate)
@@ -346,7 +344,7 @@ def test_spro_of_a_case_worked_by_hand():
   maps[0, 0, :3] = 0.8, 0.6, 0.4
   masks = np.zeros((2, 1, 10), bool)
   masks[1, 0, :4] = True
-  one = metrics.Region(np.arange(4), 0.5)
+  one = curves.Region(np.arange(4), 0.5)
   split = split_of(maps, masks, ['good', 'dent'], [[], [one]])
   # Half of what is enough from the start, then straight up to all of it where
   # the second pixel is found, at a rate of 1/16, and all of it from there on.
@@ -354,7 +352,7 @@ def test_spro_of_a_case_worked_by_hand():
   assert metrics.spro(split, 1 / 8) == pytest.approx((0.5 + 1) / 2)
   assert metrics.spro(split, 1.0) == pytest.approx((0.5 + 15) / 16)
   # The same defect, of which all is wanted: AUPRO.
-  whole = [[], [metrics.Region(np.arange(4), 1.0)]]
+  whole = [[], [curves.Region(np.arange(4), 1.0)]]
   split = split_of(maps, masks, ['good', 'dent'], whole)
   assert metrics.spro(split, 0.3) == pytest.approx(metrics.aupro(maps, masks))
 
@@ -399,7 +397,7 @@ def test_spro_against_its_definition(seed):
       top, left = rng.integers(0, 6, 2)
       mask[top : top + 5, left : left + 3] = True  # They overlap.
       masks[place] |= mask
-      own.append(metrics.Region(np.flatnonzero(mask), rng.uniform(0.1, 1)))
+      own.append(curves.Region(np.flatnonzero(mask), rng.uniform(0.1, 1)))
     regions.append(own)
   maps += 0.4 * masks
   split = split_of(maps, masks, kinds, regions)
@@ -412,7 +410,7 @@ def test_ties_are_found_at_once_in_spro():
   maps = np.ones((2, 1, 4), np.float32)
   masks = np.zeros((2, 1, 4), bool)
   masks[1, 0, :2] = True
-  regions = [[], [metrics.Region(np.arange(2), 0.5)]]
+  regions = [[], [curves.Region(np.arange(2), 0.5)]]
   split = split_of(maps, masks, ['good', 'dent'], regions)
   assert metrics.spro(split, 1.0) == pytest.approx(0.5)
 

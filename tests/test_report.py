@@ -16,8 +16,9 @@ from matplotlib.path import Path
 from PIL import Image
 from splits import make_category, make_report, make_scored
 
-from draem_jax import config, metrics, paper, report
+from draem_jax import config, paper, report
 from draem_jax.configs import mvtec
+from draem_jax.curves import of_scores
 from draem_jax.pictures import panels
 from draem_jax.report import charts, details, numbers, pictures
 
@@ -406,9 +407,7 @@ def test_curves_in_numbers_are_those_of_the_curves():
   rng = np.random.default_rng(0)
   labels = rng.random(300) < 0.5
   scored = rng.normal(labels, 1.0)
-  curves = charts.thin(
-    {'images': metrics.curves(scored, labels), 'pixels': None}
-  )
+  curves = charts.thin({'images': of_scores(scored, labels), 'pixels': None})
   assert curves['pixels'] is None
   rows = re.findall(
     '<th scope="row">(.*?)</th><td class="number">(.*?)</td>',

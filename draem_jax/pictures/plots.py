@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from draem_jax import metrics
+from draem_jax.curves import Curves, thin
 from draem_jax.pictures import panels
 from draem_jax.pictures.canvas import GRAY, INK, LIGHT
 
@@ -27,7 +28,7 @@ _MAX_POINTS = 1000
 
 def draw_curves(
   path: str | pathlib.Path,
-  levels: Mapping[str, metrics.Curves | None],
+  levels: Mapping[str, Curves | None],
   *,
   rates: metrics.Rates | None = None,
   threshold: float | None = None,
@@ -149,7 +150,7 @@ def draw_series(
 
 
 def _plot_curves(
-  roc: Axes, precision: Axes, level: str, curves: metrics.Curves | None
+  roc: Axes, precision: Axes, level: str, curves: Curves | None
 ) -> None:
   """Adds both curves of one level; a line of the legend says if undefined."""
   color, line = _STYLES[level]
@@ -158,7 +159,7 @@ def _plot_curves(
     for axes in (roc, precision):
       axes.plot([], [], label=f'{level}: undefined', **style)
     return
-  curves = metrics.thin(curves, _MAX_POINTS)
+  curves = thin(curves, _MAX_POINTS)
   roc.plot(*curves.roc, label=f'{level}, AUROC {curves.auroc:.3f}', **style)
   precision.plot(
     *curves.precision_recall,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from draem_jax import metrics
+from draem_jax import curves as curves_lib
 from draem_jax.report.document import escape
 from draem_jax.report.numbers import percent
 
@@ -22,13 +22,13 @@ _RECALLS = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 # By the level: its class in the style sheet and its name in text. None where a
 # split does not define them.
-_Levels = Mapping[str, metrics.Curves | None]
+_Levels = Mapping[str, curves_lib.Curves | None]
 
 
 def thin(curves: _Levels) -> _Levels:
   """The same curves with as many points as a screen shows."""
   return {
-    level: curve and metrics.thin(curve, _MAX_POINTS)
+    level: curve and curves_lib.thin(curve, _MAX_POINTS)
     for level, curve in curves.items()
   }
 
@@ -221,7 +221,7 @@ def _height(
   return float(np.interp(place, x[after - 1 : after + 1], y[after - 1 :][:2]))
 
 
-def _precision(curve: metrics.Curves, recall: float) -> float:
+def _precision(curve: curves_lib.Curves, recall: float) -> float:
   """Precision of the step that holds up to the first recall so high."""
   points = curve.precision_recall
   first = int(np.searchsorted(points.recall, recall, 'left'))

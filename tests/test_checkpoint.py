@@ -1,6 +1,8 @@
+import contextlib
 import logging
 import os
 import shutil
+import sys
 
 import absl.logging
 import jax
@@ -336,6 +338,21 @@ def test_what_orbax_raises_it_need_not_trace(tmp_path, capfd):
     record = logging.LogRecord('absl', 40, path, 1, 'a trace', (), None)
     logger = absl.logging.get_absl_logger()
     assert bool(logger.filter(record)) is shown
+
+
+def test_reads_that_end_late_leave_no_trace(tmp_path, monkeypatch):
+  traced = []
+  monkeypatch.setattr(sys, 'unraisablehook', traced.append)
+  save(tmp_path / 'sound', 1)
+  for number, path in enumerate((tmp_path / 'sound').rglob('d/*')):
+    folder = tmp_path / str(number)
+    shutil.copytree(tmp_path / 'sound', folder)
+    (folder / path.relative_to(tmp_path / 'sound')).unlink()
+    with contextlib.suppress(UserError):
+      restore_variables(folder)
+    with contextlib.suppress(UserError):
+      restore(folder)
+  assert not [f'{each.exc_value}: {each.object}' for each in traced]
 
 
 @pytest.mark.parametrize('umask', [0o022, 0o077, 0o002])

@@ -20,11 +20,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import inspect
 import json
 import logging
 import os
 import pathlib
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -205,7 +207,11 @@ class Checkpointer:
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
   """Whether to show a record: what orbax traces, it raises as well."""
-  return f'{os.sep}orbax{os.sep}' not in record.pathname
+  return not _is_of_orbax(record.pathname)
+
+
+def _is_of_orbax(path: str) -> bool:
+  return f'{os.sep}orbax{os.sep}' in path
 
 
 def restore_variables(
@@ -303,7 +309,8 @@ def _read_newest(
       break
     path, result, error = folder / str(step), None, None
     try:
-      result = read(path)
+      with _passing_over_late_reads():
+        result = read(path)
     except Exception as caught:
       error = caught
     # A process that fails must not leave the others waiting: all know first.
@@ -329,6 +336,34 @@ def _read_newest(
       ' restore them from a backup, or train in another --workdir'
     ) from cause
   return None
+
+
+@contextlib.contextmanager
+def _passing_over_late_reads() -> Iterator[None]:
+  """Keeps quiet about reads that end after the one that failed.
+
+  Orbax has closed its event loop by then, and Python would print a traceback
+  for each of them. They may come at any time, so that a failure leaves this in
+  place.
+  """
+  shown = sys.unraisablehook
+
+  def hook(raised: 'sys.UnraisableHookArgs') -> None:
+    if not _is_late_read(raised):
+      shown(raised)
+
+  sys.unraisablehook = hook
+  yield
+  sys.unraisablehook = shown
+
+
+def _is_late_read(raised: 'sys.UnraisableHookArgs') -> bool:
+  if inspect.iscoroutine(raised.object):
+    return _is_of_orbax(raised.object.cr_code.co_filename)
+  return (
+    isinstance(raised.exc_value, RuntimeError)
+    and str(raised.exc_value) == 'Event loop is closed'
+  )
 
 
 def _is_damage(error: Exception) -> bool:

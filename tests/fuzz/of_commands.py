@@ -89,6 +89,8 @@ def _config(rng, place, folder, *, trains: bool) -> Case:
     if numeric and value in _NO_NUMBERS and field == name:
       raise Wrong(f'{name}={value[:40]} is taken')
     found = json.loads((folder / 'run' / 'results.json').read_text())
+    if bool(found.get('failure')) != bool(result.status):
+      raise Wrong(f'status {result.status}: {found.get("failure")}')
     for key, each in found.items():
       # A threshold may stand just below the least score.
       if isinstance(each, float) and not -1e-30 <= each <= 1:
@@ -99,7 +101,9 @@ def _config(rng, place, folder, *, trains: bool) -> Case:
   if field == 'config':
     title = arguments[0][:60]
   names = [field.rpartition('.')[2], '--config', 'config.', value or '""']
-  return Case(title, 'main', arguments, check, names, limit=120)
+  # 1: the training came to nothing.
+  ends = (0, 1) if trains else (0,)
+  return Case(title, 'main', arguments, check, names, limit=120, statuses=ends)
 
 
 def _no_fields(name: str) -> tuple[str, ...]:

@@ -190,9 +190,9 @@ def _odd_photo(rng, place, folder, name) -> Case:
     inner = check
 
     def check(result: Result, folder: pathlib.Path) -> str:
-      (folder / 'out' / name / 'predictions.csv').rename(
-        folder / 'out' / 'predictions.csv'
-      )
+      # The name may be that of the table itself.
+      (folder / 'out').rename(folder / 'around')
+      (folder / 'around' / name).rename(folder / 'out')
       return inner(result, folder)
 
   title = f'{where} called {name!r}'

@@ -1,9 +1,11 @@
 """How every command starts and ends: flags, log lines, errors, exit status."""
 
+import contextlib
 import errno
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 import warnings
@@ -16,7 +18,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
-from draem_jax import interrupt, names, terminal
+from draem_jax import interrupt, names, sizes, terminal
 from draem_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -42,8 +44,13 @@ _REMEDIES = {
   errno.ENFILE: 'close other programs',
 }
 _LONGEST_CONFIG = 2**20  # Bytes.
+_LONGEST_LINE = 1000  # Characters of what is said of a flag.
 # Fields of a config that are paths.
 _PATHS = ('dir', 'tfds_dir', 'textures')
+# Height and width for a field that a flag of one type knows as one number.
+_HEIGHT_AND_WIDTH = re.compile(
+  r'--config\.image_size=[(\[]?\s*(\d+)\s*[,x×]\s*(\d+)\s*,?\s*[)\]]?'
+)
 
 
 class Stopped(Exception):
@@ -63,7 +70,10 @@ def run(main: Callable[[list[str]], None], define: Callable[[], None]) -> None:
       process have flags of the same names.
   """
   terminal.prepare()
-  define()
+  try:
+    define()
+  except flags.Error as error:  # Of a file of flags, which is read only now.
+    _fail(_say(error))
   app.run(wrap(main), flags_parser=parse_flags)
 
 
@@ -127,17 +137,34 @@ def parse_flags(argv: list[str]) -> list[str]:
     else argument
     for argument in argv
   ]
+  argv, size = _take_size(argv)
   try:
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
+    if size is not None:
+      _assign_size(size)
+    return rest
   except flags.Error as error:
-    line = _last_line(error)
-    # What a config file raised about its argument names no flag.
-    _fail(line if '--' in line else f'--config: {line}')
+    _fail(_say(error))
   except (AttributeError, KeyError) as error:
     _fail(f'{_named_argument(argv, error)} is no field of the config')
   # A config file may raise anything, and config_flags wraps it in a trace.
   except Exception as error:
     _fail(f'--config: {_last_line(error)}')
+
+
+def _take_size(argv: list[str]) -> tuple[list[str], sizes.Size | None]:
+  """The arguments without a size of two numbers, and the last such size."""
+  matches = [_HEIGHT_AND_WIDTH.fullmatch(argument) for argument in argv]
+  found = [tuple(map(int, match.groups())) for match in matches if match]
+  rest = [a for a, match in zip(argv, matches, strict=True) if not match]
+  return rest, sizes.short(found[-1]) if found else None
+
+
+def _assign_size(size: sizes.Size) -> None:
+  with contextlib.suppress(OSError):  # Of a missing file `read_config` tells.
+    config = flags.FLAGS.config
+    with config.ignore_type():
+      config.image_size = size
 
 
 def wrap(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
@@ -195,7 +222,16 @@ def use_compilation_cache() -> None:
 
   They lie in `~/.cache/draem_jax`, or where `JAX_COMPILATION_CACHE_DIR` says.
   """
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  given = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+  if given and os.path.exists(given) and not os.path.isdir(given):
+    _log.warning(
+      'compiled programs are not kept: JAX_COMPILATION_CACHE_DIR=%s is no'
+      ' folder',
+      given,
+    )
+    jax.config.update('jax_compilation_cache_dir', None)
+    return
+  if given is None:
     root = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     folder = pathlib.Path(root) / 'draem_jax' / 'xla'
     try:
@@ -242,6 +278,20 @@ def _named_argument(argv: list[str], error: Exception) -> str:
   quoted = [name for name in names if f"'{name.split('.')[-1]}'" in str(error)]
   # A field inside one that does not exist is named by the outer one only.
   return (quoted or names or ['--config'])[0]
+
+
+def _say(error: flags.Error) -> str:
+  """What is wrong with the flags, in a line that names one."""
+  line = _last_line(error)
+  if isinstance(error, flags.CantOpenFlagFileError):
+    what = line.rpartition('flagfile: ')[2]
+    return f'--flagfile: {what}: name a file that can be read'
+  # What a config file raised about its argument names no flag.
+  line = line if '--' in line else f'--config: {line}'
+  if len(line) > _LONGEST_LINE:
+    half = _LONGEST_LINE // 2
+    line = f'{line[:half]}...{line[-half:]}'
+  return line
 
 
 def _last_line(error: Exception) -> str:

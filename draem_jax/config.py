@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from draem_jax import losses, score
+from draem_jax import losses, score, sizes
 from draem_jax.data.layouts import AUTO, LAYOUTS
 from draem_jax.errors import UserError
 from draem_jax.networks import models
@@ -160,19 +160,33 @@ def _interval(
 
 
 def _size(default: int) -> Field:
-  holds = lambda value: (
-    _is_whole(value) and 32 <= value <= _LARGEST_IMAGE and value % 32 == 0
-  )
+  """One number, or height and width."""
+
+  def fits(value: Any) -> bool:
+    return (
+      _is_whole(value) and 32 <= value <= _LARGEST_IMAGE and value % 32 == 0
+    )
+
+  def holds(value: Any) -> bool:
+    if not _is_list(value):
+      return fits(value)
+    return len(value) == 2 and all(map(fits, value))
+
+  def near(value: Any) -> int:
+    if not _is_number(value):
+      return default
+    return min(max(32, round(value / 32) * 32), _LARGEST_IMAGE)
 
   def remedy(value: Any) -> str:
-    near = default
-    if _is_number(value):
-      near = min(max(32, round(value / 32) * 32), _LARGEST_IMAGE)
-    if _is_whole(value) and value > _LARGEST_IMAGE:
-      return f'take {near} or less'
+    if _is_list(value) and len(value) != 2:
+      return 'take one number, or height and width, such as (256, 512)'
+    both = tuple(map(near, value)) if _is_list(value) else near(value)
+    every = value if _is_list(value) else (value,)
+    if any(_is_whole(each) and each > _LARGEST_IMAGE for each in every):
+      return f'take {both} or less'
     return (
       'not a multiple of 32, which the pooling of the networks needs: take'
-      f' {near}'
+      f' {both}'
     )
 
   return Field(default, holds, remedy)
@@ -180,6 +194,7 @@ def _size(default: int) -> Field:
 
 FIELDS = {
   'category': _name('bottle'),
+  # Or (height, width).
   'image_size': _size(256),
   # A key of JAX has no more bits: a higher one would be another again.
   'seed': _whole(0, 0, 2**32 - 1),
@@ -364,7 +379,7 @@ def check(config: Mapping[str, Any]) -> None:
       remedy = field.remedy
       remedy = remedy if isinstance(remedy, str) else remedy(value)
       raise UserError(f'config.{name}={_shown(value)}: {remedy}')
-  if config['image_size'] == 32 and config['batch_size'] == 1:
+  if sizes.short(config['image_size']) == 32 and config['batch_size'] == 1:
     # The deepest layers would have one value of each channel.
     raise UserError(
       'config.batch_size=1 with config.image_size=32 leaves batch norm no'

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from draem_jax import config as config_lib
-from draem_jax import devices, evaluate, names, paper, report
+from draem_jax import devices, evaluate, names, paper, report, sizes
 from draem_jax.data import category as category_lib
 from draem_jax.data import demo, layouts, resident, textures
 from draem_jax.data.on_demand import OnDemand
@@ -319,7 +319,7 @@ def load_textures(
   """
   data, size = config['data'], config['image_size']
   if not reads_textures(config):
-    return np.zeros((1, size, size, 3), np.uint8)
+    return np.zeros((1, *sizes.pair(size), 3), np.uint8)
   _log.info('loading the textures: %s', data['textures'])
   return textures.load_textures(
     data['textures'],

@@ -18,7 +18,8 @@ def small_config(**overrides):
   config.log_every = 2
   config.checkpoint_every = 2
   config.panel_every = 1000
-  config.update_from_flattened_dict(overrides)
+  with config.ignore_type():  # A size may be one number or two.
+    config.update_from_flattened_dict(overrides)
   return config
 
 

@@ -171,3 +171,37 @@ def test_an_unknown_preset_and_an_endless_name_are_one_line(capsys):
   assert done.returncode == 2
   (line,) = done.stderr.splitlines()
   assert line.startswith('error: --config') and 'nothing' in line
+
+
+def test_a_file_of_flags_that_cannot_be_read_is_named(capsys, tmp_path):
+  missing = tmp_path / 'flags.txt'
+
+  def define():
+    flags.FLAGS.read_flags_from_files([f'--flagfile={missing}'])
+
+  with pytest.raises(SystemExit) as stop:
+    command.run(lambda argv: None, define)
+  assert stop.value.code == 2
+  line = capsys.readouterr().err
+  assert line.startswith('error: --flagfile: ') and str(missing) in line
+  assert line.count('\n') == 1
+
+
+def test_a_message_about_a_flag_is_not_as_long_as_its_value():
+  error = flags.IllegalFlagValueError(f'flag --seed={"9" * 5000}: no number')
+  line = command._say(error)
+  assert len(line) < 1100
+  assert line.startswith('flag --seed=99') and line.endswith(': no number')
+
+
+def test_programs_are_not_kept_in_a_file(monkeypatch, caplog, tmp_path):
+  (tmp_path / 'a').write_text('')
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'a'))
+  monkeypatch.setattr(logging.getLogger('draem_jax'), 'propagate', True)
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    command.use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+  assert 'is no folder' in caplog.text

@@ -86,6 +86,16 @@ def test_other_settings_are_refused(tmp_path):
     pass
 
 
+@pytest.mark.parametrize('target', ['predict.json', 'nowhere'])
+def test_a_link_that_leads_nowhere_is_named(tmp_path, target):
+  with begin(tmp_path):
+    pass
+  (tmp_path / 'predict.json').unlink()
+  (tmp_path / 'predict.json').symlink_to(target)
+  with pytest.raises(UserError, match='predict.json.*take another --output'):
+    begin(tmp_path)
+
+
 @pytest.mark.parametrize('name', ['predictions.csv', 'overlays', 'maps'])
 def test_what_others_wrote_is_left_alone(tmp_path, name):
   (tmp_path / name).mkdir()

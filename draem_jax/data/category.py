@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import os
 from collections.abc import Sequence
 
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float, UInt8
 
-from draem_jax import names
+from draem_jax import names, sizes
 from draem_jax.data import builder as builder_lib
 from draem_jax.data import encoded, images, layouts, masks, regions, resident
 from draem_jax.data.prepare import naming_damage
@@ -62,7 +63,7 @@ def load_category(
   data_dir: str | os.PathLike[str],
   category: str,
   *,
-  image_size: int,
+  image_size: sizes.Size,
   tfds_dir: str | os.PathLike[str],
   layout: str = 'mvtec',
 ) -> Category:
@@ -71,7 +72,8 @@ def load_category(
   Args:
     data_dir: a folder of categories.
     category: the name of one of them, the user's own included.
-    image_size: height and width of the resized images, in pixels.
+    image_size: of the resized images, in pixels: one number, or height and
+      width.
     tfds_dir: where prepared data sets lie. A category whose files change is
       prepared anew beside the old state, which may be deleted.
     layout: how the files lie, a name in `layouts.LAYOUTS`, or `'auto'`.
@@ -90,7 +92,7 @@ def load_category(
   contents = builder.builder_config.contents
   with naming_damage(builder):
     train, test, validation = (
-      _load_split(builder, split, image_size)
+      _load_split(builder, split, sizes.pair(image_size))
       for split in ('train', 'test', 'validation')
     )
   _tell_of_depth(category, train, test, validation)
@@ -125,7 +127,7 @@ class _Split:
 
 
 def _load_split(
-  builder: builder_lib.CategoryBuilder, split: str, size: int
+  builder: builder_lib.CategoryBuilder, split: str, size: tuple[int, int]
 ) -> _Split:
   """Decodes and resizes; both as the release, which works in uint8."""
   records = []
@@ -136,14 +138,14 @@ def _load_split(
     )
   count = len(records)
   memory = resident.host_memory()
-  if memory is not None and count * size * size * (3 + 4) > memory:
+  if memory is not None and count * math.prod(size) * (3 + 4) > memory:
     raise UserError(
-      f'{count} images of {size}x{size} pixels take more than the'
+      f'{count} images of {sizes.shown(size)} pixels take more than the'
       f' {memory / 2**30:.3g} GiB of memory of this machine: lower'
       ' config.image_size'
     )
-  resized = np.empty((count, size, size, 3), np.uint8)
-  coverage = np.zeros((count, size, size), np.float32)
+  resized = np.empty((count, *size, 3), np.uint8)
+  coverage = np.zeros((count, *size), np.float32)
   labels, has_mask = np.zeros(count, bool), np.zeros(count, bool)
 
   found = [[] for _ in range(count)]
@@ -153,17 +155,17 @@ def _load_split(
     record = records[index]
     file = names.from_bytes(record['file'])
     with encoded.decode(record['image'], file) as picture:
-      resized[index] = images.resize_picture(picture, (size, size))
+      resized[index] = images.resize_picture(picture, size)
     labels[index], has_mask[index] = record['is_anomalous'], record['has_mask']
     if labels[index] and has_mask[index]:
       with encoded.decode(record['mask'], file) as picture:
-        mask = images.resize_picture(picture, (size, size))
+        mask = images.resize_picture(picture, size)
         coverage[index] = mask[..., 0] / 255
         if not picture.upright().getbbox():
           without_defect.append(file)
       shares = [float(share) for share in record['saturations'].split()]
       packed = regions.unpack(record['regions'], len(shares), picture.shape)
-      found[index] = regions.resize(packed, shares, (size, size))
+      found[index] = regions.resize(packed, shares, size)
       meanings[file] = record['mask_meaning'].decode()
     bits_in_use[file] = int(record['bits_in_use']) or None
     return file, names.from_bytes(record['defect'])

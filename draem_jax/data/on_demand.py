@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from draem_jax import sizes
 from draem_jax.data import images
 from draem_jax.errors import UserError
 
@@ -34,7 +36,7 @@ class OnDemand:
     self,
     read: Callable[[int], UInt8[np.ndarray, 'h w 3']],
     names: Sequence[str],
-    image_size: int,
+    image_size: sizes.Size,
   ):
     """Decodes the first image only.
 
@@ -42,16 +44,16 @@ class OnDemand:
       read: the decoded and resized image of a place in the list; raises a
         `UserError` if it cannot be decoded. May be called by several threads.
       names: of the images, in order.
-      image_size: height and width of each.
+      image_size: of each: one number, or height and width.
 
     Raises:
       UserError: if no image can be decoded.
     """
     self._read, self._names = read, names
     self._broken, self._lock = set(), threading.Lock()
-    self.shape = (len(names), image_size, image_size, 3)
+    self.shape = (len(names), *sizes.pair(image_size), 3)
     self.dtype = np.dtype(np.uint8)
-    self.nbytes = len(names) * image_size * image_size * 3
+    self.nbytes = math.prod(self.shape)
     self[np.zeros(1, int)]
 
   def __len__(self) -> int:

@@ -2,16 +2,19 @@
 
 import hashlib
 import logging
+import math
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import skimage.data
 import skimage.util
 from jaxtyping import Int, UInt8
 
+from draem_jax import sizes
 from draem_jax.data import encoded, files, images
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
@@ -45,6 +48,7 @@ _CROPS = ((1, 1.0), (2, 0.6), (3, 0.35))
 _MIN_CROP_SIZE = 96
 _MIN_CROP_CONTRAST = 8  # Standard deviation in levels: no plain background.
 _NAMED = 3  # Files passed over that a line names.
+_CHECKSUM_BYTES = 4
 _MAPPED_FROM = 2**30  # Bytes of a file that is not read at once.
 
 Textures = UInt8[np.ndarray, 't h w 3']
@@ -53,7 +57,7 @@ Textures = UInt8[np.ndarray, 't h w 3']
 def load_textures(
   source: str | os.PathLike[str],
   *,
-  image_size: int,
+  image_size: sizes.Size,
   tfds_dir: str | os.PathLike[str],
   exclude: Collection[str] = (),
   num_textures: int = 0,
@@ -73,7 +77,7 @@ def load_textures(
     source: `'dtd'` for the Describable Textures Dataset by TFDS, `'builtin'`
       for pieces of the pictures that scikit-image bundles, or a folder with
       images at any depth.
-    image_size: height and width of the textures, in pixels.
+    image_size: of the textures, in pixels: one number, or height and width.
     tfds_dir: where DTD is prepared, and where the resized textures are kept
       for the next start.
     exclude: names in `BUILTIN` to leave out; for `'builtin'` only.
@@ -105,19 +109,23 @@ def load_textures(
   order = _order(len(collection.names), num_textures, seed, source=str(source))
   count = num_textures or len(order)
 
-  def read(place: int) -> UInt8[np.ndarray, 's s 3']:
-    return collection.decode(int(order[place]), (image_size, image_size))
+  size = sizes.pair(image_size)
 
-  if max_bytes is not None and count * image_size**2 * 3 > max_bytes:
+  def read(place: int) -> UInt8[np.ndarray, 'h w 3']:
+    square = collection.decode(int(order[place]), (min(size),) * 2)
+    return _continue(square, size)
+
+  if max_bytes is not None and count * math.prod(size) * 3 > max_bytes:
     names = [collection.names[index] for index in order[:count]]
-    textures = OnDemand(read, names, image_size)
+    textures = OnDemand(read, names, size)
   else:
     key = collection.make_key(order, count)
-    cache = tfds_dir / 'textures' / f'{key}-{image_size}.npy'
+    name = sizes.shown(size) if size[0] != size[1] else size[0]
+    cache = tfds_dir / 'textures' / f'{key}-{name}.npy'
     textures = _read_cache(cache)
     if textures is None:
       textures = _decode(
-        read, len(order), num_textures, size=image_size, source=str(source)
+        read, len(order), num_textures, size=size, source=str(source)
       )
       _write_cache(cache, textures)
   _log.info('%d of the %d textures of %s', len(textures), len(order), source)
@@ -142,7 +150,7 @@ def check_number(source: str | os.PathLike[str], num_textures: int) -> None:
 
 def builtin_textures(
   *,
-  image_size: int,
+  image_size: sizes.Size,
   exclude: Collection[str] = (),
   num_textures: int = 0,
   seed: int = 0,
@@ -150,7 +158,7 @@ def builtin_textures(
   """Square pieces of scikit-image's pictures, at three scales.
 
   Args:
-    image_size: height and width of the textures, in pixels.
+    image_size: of the textures, in pixels: one number, or height and width.
     exclude: names in `BUILTIN` to leave out.
     num_textures: how many to sample; 0 for all.
     seed: of the sampling.
@@ -168,12 +176,21 @@ def builtin_textures(
   )
   pieces = [piece for several in pictures for piece in several]
   order = _order(len(pieces), num_textures, seed, source='builtin')
-  resize = lambda index: images.resize_bilinear(
-    pieces[index], (image_size, image_size)
+  size = sizes.pair(image_size)
+  resize = lambda index: _continue(
+    images.resize_bilinear(pieces[index], (min(size),) * 2), size
   )
   return np.stack(
     images.map_parallel(resize, order[: num_textures or None].tolist())
   )
+
+
+def _continue(
+  texture: UInt8[np.ndarray, 's s 3'], size: tuple[int, int]
+) -> UInt8[np.ndarray, 'h w 3']:
+  """A texture mirrored along a strip: resized to it, it would be smeared."""
+  missing = [(0, side - len(texture)) for side in size]
+  return np.pad(texture, [*missing, (0, 0)], mode='symmetric')
 
 
 def _order(
@@ -298,16 +315,16 @@ def _open_folder(folder: pathlib.Path) -> _Collection:
 
 
 def _decode(
-  read: Callable[[int], UInt8[np.ndarray, 's s 3']],
+  read: Callable[[int], UInt8[np.ndarray, 'h w 3']],
   available: int,
   num_textures: int,
   *,
-  size: int,
+  size: tuple[int, int],
   source: str,
 ) -> Textures:
   """Decodes the first `num_textures` that can be; 0: all that can be."""
   count = num_textures or available
-  textures = np.empty((count, size, size, 3), np.uint8)
+  textures = np.empty((count, *size, 3), np.uint8)
   done, place, errors = 0, 0, []
 
   def load(offset: int) -> UserError | None:
@@ -356,11 +373,25 @@ def _read_cache(path: pathlib.Path) -> Textures | None:
     # Whatever else has this name, such as a pipe, may wait for a writer.
     if not path.is_file():
       return None
-    large = path.stat().st_size > _MAPPED_FROM
+    size = path.stat().st_size
+    with open(path, 'rb') as file:
+      found = _checksum(file, size - _CHECKSUM_BYTES)
+      if file.read() != found:
+        return None
+    large = size > _MAPPED_FROM
     return np.load(path, mmap_mode='r' if large else None)
   # Not there, not to be read, or the disk lost a part of it.
   except (OSError, EOFError, ValueError):
     return None
+
+
+def _checksum(file: BinaryIO, size: int) -> bytes:
+  """A checksum of the first `size` bytes of a file, which are read."""
+  checksum = 0
+  while size > 0 and (piece := file.read(min(size, 1 << 24))):
+    checksum = zlib.crc32(piece, checksum)
+    size -= len(piece)
+  return checksum.to_bytes(_CHECKSUM_BYTES, 'little')
 
 
 def _write_cache(path: pathlib.Path, textures: Textures) -> None:
@@ -368,5 +399,10 @@ def _write_cache(path: pathlib.Path, textures: Textures) -> None:
   try:
     with storage.atomic_file(path) as file:
       np.save(file, textures)
+      # Behind the array, where NumPy does not look.
+      size = file.tell()
+      file.flush()
+      with open(file.name, 'rb') as written:
+        file.write(_checksum(written, size))
   except OSError as error:
     _log.info('decoded textures are not kept for the next start: %s', error)

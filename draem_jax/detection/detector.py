@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from draem_jax import sizes
 from draem_jax.data.images import resize_bilinear
 from draem_jax.errors import UserError
 from draem_jax.networks import folding, models
@@ -62,7 +63,7 @@ class Detector:
     model: the networks.
     variables: their `params` and `batch_stats`, on the host.
     folded: the same with batch norm folded, on the device: what is run.
-    image_size: pixels a side at which the networks see every image.
+    image_size: height and width at which the networks see every image.
     score_window: pixels a side of the mean filter of the image score.
     score_map: how maps are made, a key of `score.MAPS`.
     score_image: how images are scored, a key of `score.IMAGE_SCORES`.
@@ -75,7 +76,7 @@ class Detector:
     model: models.Networks,
     variables: Mapping[str, Any],
     *,
-    image_size: int,
+    image_size: sizes.Size,
     score_window: int,
     score_map: str = 'softmax',
     score_image: str = 'window',
@@ -86,7 +87,7 @@ class Detector:
     self.model = model
     self.variables = jax.device_get(variables)
     self.folded = jax.device_put(folding.fold(self.variables))
-    self.image_size = image_size
+    self.image_size = sizes.pair(image_size)
     self.score_window = score_window
     self.score_map = score_map
     self.score_image = score_image
@@ -196,25 +197,26 @@ class Detector:
 
   def fingerprint(self) -> str:
     """Eight hex digits that tell these scores from those of another run."""
-    sizes = f'{self.image_size} {self.score_map} {self.score_window}'
+    size = sizes.short(self.image_size)
+    scoring = f'{size} {self.score_map} {self.score_window}'
     if not self._scores_by_map:
-      sizes += f' {self.score_image}'
-    checksum = zlib.crc32(sizes.encode())
+      scoring += f' {self.score_image}'
+    checksum = zlib.crc32(scoring.encode())
     for leaf in jax.tree.leaves(self.variables):
       checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
     return f'{checksum:08x}'
 
   def prepare(
     self, image: UInt8[np.ndarray, 'h w 3']
-  ) -> UInt8[np.ndarray, '{self.image_size} {self.image_size} 3']:
+  ) -> UInt8[np.ndarray, '{self.image_size[0]} {self.image_size[1]} 3']:
     """An image of any size as the networks see it."""
-    return resize_bilinear(image, (self.image_size, self.image_size))
+    return resize_bilinear(image, self.image_size)
 
   def score(self, images: UInt8[np.ndarray, 'n h w 3']) -> Iterator[Scored]:
     """Scores prepared images, one batch after the other.
 
     Args:
-      images: uint8 [n, image_size, image_size, 3], RGB.
+      images: uint8 [n, *image_size, 3], RGB.
 
     Yields:
       Batches of `batch_size`, in order. The networks see the last one padded,
@@ -266,7 +268,7 @@ class Detector:
     quantile of the pixels alone would leave but the core of each defect.
 
     Args:
-      good_images: uint8 [n, image_size, image_size, 3], without anomalies.
+      good_images: uint8 [n, *image_size, 3], without anomalies.
       source: what these images are, in words.
       quantile: share of the good images that shall pass as good.
       pixel_quantile: share of the good pixels that shall pass as good.
@@ -351,7 +353,7 @@ class Detector:
     self.check_thresholds()
     batch = _as_uint8_batch(images)
     count, size = len(batch), batch.shape[1:3]
-    small = np.zeros((count, self.image_size, self.image_size, 3), np.uint8)
+    small = np.zeros((count, *self.image_size, 3), np.uint8)
     for index, image in enumerate(batch):
       small[index] = self.prepare(image)
     fitted = self.with_batch_size(min(count, self.batch_size))

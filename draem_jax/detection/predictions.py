@@ -132,7 +132,8 @@ class Predictions:
         ' another folder'
       ) from error
     path = self.folder / _SETTINGS
-    if not path.exists():
+    # A link that leads nowhere is there, too.
+    if not os.path.lexists(path):
       for name in (TABLE, OVERLAYS, MAPS):
         if (self.folder / name).exists():
           raise UserError(
@@ -142,7 +143,10 @@ class Predictions:
       storage.write_json(path, dict(settings))
       return
     remedy = 'take another --output'
-    found = storage.read_json(path, remedy=remedy)
+    try:
+      found = storage.read_json(path, remedy=remedy)
+    except FileNotFoundError as error:
+      raise UserError(f'{path} is a link to no file: {remedy}') from error
     for name, value in settings.items():
       if type(found.get(name)) is not type(value):
         raise UserError(

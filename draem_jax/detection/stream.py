@@ -50,8 +50,8 @@ class _Picture:
 
   name: str
   image: UInt8[np.ndarray, 'h w 3'] | None
-  prepared: UInt8[np.ndarray, 'image_size image_size 3']
-  anomaly_map: Float[np.ndarray, 'image_size image_size'] | None = None
+  prepared: UInt8[np.ndarray, 'h2 w2 3']
+  anomaly_map: Float[np.ndarray, 'h2 w2'] | None = None
   score: float | None = None
 
 
@@ -118,9 +118,7 @@ def _score(
   Of images of 16 bits, `bits_in_use` is told by name.
   """
   kept = _Kept(_KEPT)
-  prepare = lambda picture: images.resize_picture(
-    picture, (detector.image_size, detector.image_size)
-  )
+  prepare = lambda picture: images.resize_picture(picture, detector.image_size)
 
   def read(name: str) -> _Picture | UserError:
     try:

@@ -108,7 +108,7 @@ def make_model(
   *,
   model_name: str,
   score_map: str,
-  image_size: int,
+  image_size: tuple[int, int],
   score_window: int,
   channel_order: str,
 ) -> onnx.ModelProto:
@@ -118,7 +118,7 @@ def make_model(
     params: of the networks, batch norm folded, on the host.
     model_name: a key of `NETWORKS`.
     score_map: a key of `MAPS`.
-    image_size: pixels a side at which the networks see each image.
+    image_size: height and width at which the networks see each image.
     score_window: pixels a side of the mean filter of the score.
     channel_order: of the images that the model shall expect.
   """
@@ -142,22 +142,26 @@ def make_model(
 
 
 def prepare(
-  graph: Graph, images: str, size: int, *, channel_order: str = 'rgb'
+  graph: Graph,
+  images: str,
+  size: tuple[int, int],
+  *,
+  channel_order: str = 'rgb',
 ) -> str:
   """Images as the networks see them, to the level as `Detector.prepare`.
 
   Args:
     graph: what to add to.
     images: uint8 [b h w 3].
-    size: pixels a side of the result.
+    size: height and width of the result.
     channel_order: of `images`.
 
   Returns:
-    RGB in [0, 1], [b 3 size size].
+    RGB in [0, 1], [b 3 height width].
   """
   x = images
   for axis in (2, 1):
-    x = resize(graph, x, axis=axis, size=size)
+    x = resize(graph, x, axis=axis, size=size[axis - 1])
   x = graph.add('Floor', graph.add('Add', x, 0.5))
   x = graph.add('Transpose', x, perm=[0, 3, 1, 2])
   if channel_order == 'bgr':

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Num, UInt8
 
+from draem_jax import sizes
 from draem_jax.detection.detector import Detector, resize_map
 
 INPUT = 'images'
@@ -33,7 +34,7 @@ Size = SupportsInt
 
 
 def make_program(
-  look: Callable[[Float[Array, 'b s s 3']], MapAndScore],
+  look: Callable[[Float[Array, 'b h2 w2 3']], MapAndScore],
   detector: Detector,
   *,
   channel_order: str,
@@ -56,7 +57,7 @@ def make_program(
     _, height, width, _ = images.shape
     if channel_order == 'bgr':
       images = jnp.take(images, np.array([2, 1, 0]), axis=3)
-    prepared = jnp.floor(resize(images, (size, size)) + 0.5)
+    prepared = jnp.floor(resize(images, size) + 0.5)
     anomaly_map, score = look(prepared / 255)
     return resize(anomaly_map, (height, width)), score
 
@@ -113,7 +114,7 @@ def describe(
   return {
     'category': category,
     'channel_order': channel_order,
-    'image_size': detector.image_size,
+    'image_size': sizes.short(detector.image_size),
     'score_map': detector.score_map,
     'score_image': detector.score_image,
     'score_window': detector.score_window,
@@ -136,7 +137,8 @@ def largest_difference(
     run: takes images, returns maps and scores.
     channel_order: of the images that `run` expects.
   """
-  height, width = 3 * detector.image_size // 2, detector.image_size + 5
+  height, width = detector.image_size
+  height, width = 3 * height // 2, width + 5
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (2, height, width, 3), np.uint8)
   expected = detector.with_batch_size(2).score_all(

@@ -66,7 +66,7 @@ def write(
 def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
   """The program, for any number of images of any size."""
 
-  def look(images: Float[Array, 'b s s 3']) -> program.MapAndScore:
+  def look(images: Float[Array, 'b h w 3']) -> program.MapAndScore:
     output = detector.model.apply(detector.folded, images, train=False)
     maps = score.make_map(
       output,

@@ -186,9 +186,11 @@ def mistakes_gallery(
     'Anomalous images with the lowest scores': anomalous[:count],
   }
   cell = _SMALL_TILE + _GAP
+  # Of strips, which would else stand in empty squares.
+  row = _fitted_size(images.shape[1:3], _SMALL_TILE)[1] + _GAP
   heading, caption = 32, 56
   heights = [
-    heading + (2 * cell + caption if chosen else caption)
+    heading + (2 * row + caption if chosen else caption)
     for chosen in sections.values()
   ]
   page = Page(2 * _MARGIN + count * cell - _GAP, _MARGIN + sum(heights))
@@ -207,10 +209,10 @@ def mistakes_gallery(
         mask = fit_map(masks[index], _SMALL_TILE) >= 0.5
         overlay = draw_outline(overlay, mask)
       page.paste(image, (left, top + heading))
-      page.paste(overlay, (left, top + heading + cell))
+      page.paste(overlay, (left, top + heading + row))
       _write_caption(
         page,
-        (left, top + heading + 2 * cell),
+        (left, top + heading + 2 * row),
         names[index],
         bool(labels[index]),
         float(scores[index]),
@@ -277,14 +279,17 @@ def grid(
   num_rows = max(len(tiles) for _, tiles in columns)
   num_lines = 1 + columns[0][0].count('\n')
   cell = tile + _GAP
+  shown = [each for _, tiles in columns for each in tiles if each is not None]
+  # Strips would else stand in empty squares.
+  tall = max((len(each) for each in shown), default=tile) + _GAP
   first = _MARGIN + (_ROW_NAME if row_names else 0)
   top = _MARGIN + 4 + 18 * num_lines
   page = Page(
     first + len(columns) * cell - _GAP + _MARGIN,
-    top + num_rows * cell - _GAP + _MARGIN,
+    top + num_rows * tall - _GAP + _MARGIN,
   )
   for row, name in enumerate(row_names):
-    middle = top + row * cell + tile // 2
+    middle = top + row * tall + (tall - _GAP) // 2
     page.write((_MARGIN, middle), name, color=GRAY, size=12)
   for column, (caption, tiles) in enumerate(columns):
     left = first + column * cell
@@ -294,7 +299,7 @@ def grid(
     page.write((left, top - 15), line, color=GRAY, size=12, width=cell)
     for row, picture in enumerate(tiles):
       if picture is not None:
-        page.paste(picture, (left, top + row * cell))
+        page.paste(picture, (left, top + row * tall))
   return page.array
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from draem_jax import config as config_lib
+from draem_jax import sizes
 from draem_jax.configs import mvtec
 from draem_jax.metrics import PAPER_RATES, RATES, at_best_f1
 from draem_jax.report import numbers, results
@@ -231,7 +232,7 @@ def _whole(config: Mapping[str, Any]) -> str:
 
 def _networks(config: Mapping[str, Any]) -> str:
   """Size of the images, the networks that there are and their widths."""
-  size = config['image_size']
+  size = sizes.shown(config['image_size'], ' × ')
   name = config.get('model.name', 'draem')
   # DRÆM is the two together; a network alone is called what it is.
   used = _WIDTHS.get(name, (name,))
@@ -240,7 +241,7 @@ def _networks(config: Mapping[str, Any]) -> str:
     for part in ('reconstructive', 'discriminative')
     if part in used and (field := f'model.{part}_width') in config
   ]
-  parts = [f'{name}, images of {size} × {size} pixels', ' and '.join(widths)]
+  parts = [f'{name}, images of {size} pixels', ' and '.join(widths)]
   return ', '.join(filter(None, [*parts, config.get('dtype')]))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -34,7 +35,9 @@ def perlin_noise(
 ) -> tuple[Float[Array, '{shape[0]} {shape[1]}'], Float[Array, '']]:
   """Samples what `perlin_mask` is made of: noise and its threshold.
 
-  Each axis of the lattice has 1, 2, 4, ..., or 32 cells, as in the release.
+  Each axis of the lattice has 1, 2, 4, ..., or 32 cells, as in the release. Of
+  an image that is no square, a square somewhere along its longer side gets
+  noise: stretched to a strip it would look like none of what it stands for.
 
   Args:
     key: decides everything.
@@ -49,15 +52,29 @@ def perlin_noise(
   )
   num_resolutions = perlin.MAX_RESOLUTION.bit_length()
   exponent = jnp.floor(num_resolutions * numbers['resolution'])
+  side = min(shape)
   noise = perlin.perlin_noise(
     2 * jnp.pi * numbers['angles'],
     2 ** exponent.astype(jnp.int32),
-    shape=shape,
+    shape=(side, side),
   )
   noise = rotation.rotate(
     noise, degrees=sample.within(_NOISE_DEGREES, numbers['degrees'])
   )
+  if shape != (side, side):
+    noise = _place(jax.random.fold_in(key, 0), noise, shape)
   return noise, sample.within(options.threshold, numbers['threshold'])
+
+
+def _place(
+  key: Key[Array, ''], noise: Float[Array, 's s'], shape: tuple[int, int]
+) -> Float[Array, '{shape[0]} {shape[1]}']:
+  """A square of noise at a sampled place of a larger image, else zero."""
+  room = jnp.array(shape) - len(noise)
+  start = jnp.floor(jax.random.uniform(key) * (room + 1)).astype(jnp.int32)
+  return jax.lax.dynamic_update_slice(
+    jnp.zeros(shape, noise.dtype), noise, start
+  )
 
 
 def rectangle_mask(

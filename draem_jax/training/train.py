@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import math
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from draem_jax import devices, interrupt, score
+from draem_jax import devices, interrupt, score, sizes
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
 from draem_jax.networks import models
@@ -143,7 +144,7 @@ def check_memory(config: Mapping[str, Any], memory: int, devices: int) -> None:
     config['model']['discriminative_width'],
   )
   pixel = 4 * 3 + channels // 2 * jnp.dtype(config['dtype']).itemsize
-  pixels = config['image_size'] ** 2
+  pixels = math.prod(sizes.pair(config['image_size']))
   needs = {
     'batch_size': (
       trains

@@ -93,6 +93,23 @@ def test_folder_is_decoded_once_until_it_changes(folder, tmp_path, monkeypatch):
   assert len(decoded) == 2
 
 
+def test_no_flipped_bit_of_what_is_kept_is_silent(folder, tmp_path):
+  expected = load(folder, tmp_path).copy()
+  (cache,) = (tmp_path / 'tfds' / 'textures').iterdir()
+  sound = cache.read_bytes()
+  rng = np.random.default_rng(0)
+  for place in rng.integers(0, len(sound), 40):
+    harmed = bytearray(sound)
+    harmed[place] ^= 1 << rng.integers(8)
+    cache.write_bytes(harmed)
+    np.testing.assert_array_equal(load(folder, tmp_path), expected)
+    assert cache.read_bytes() == sound
+  # As earlier versions kept it, without a checksum.
+  cache.write_bytes(sound[:-4])
+  np.testing.assert_array_equal(load(folder, tmp_path), expected)
+  assert cache.read_bytes() == sound
+
+
 def test_a_picture_of_the_same_size_and_time_is_another(folder, tmp_path):
   load(folder, tmp_path)
   path = folder / 'z.png'

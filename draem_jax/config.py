@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from draem_jax import losses, score, sizes
 from draem_jax.data.layouts import AUTO, LAYOUTS
+from draem_jax.data.resizing import WAYS
 from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.simulator.masks import MASKS
@@ -203,6 +204,9 @@ FIELDS = {
   'data.dir': _folder('data/mvtec_ad', shapes_weights=False),
   # Or how the files lie; 'auto' finds out.
   'data.layout': _one_of(AUTO, AUTO, *LAYOUTS, shapes_weights=False),
+  # Or 'area': by the mean of what each pixel covers; 'auto': as the release for
+  # the categories of the paper, by the mean for any other.
+  'data.resize': _one_of('bilinear', AUTO, *WAYS),
   # Where data sets are prepared, once; '': in the workdir.
   'data.tfds_dir': _folder(
     'data/tfds', may_be_empty=True, shapes_weights=False

@@ -55,8 +55,8 @@ def train_and_evaluate(
     interrupt.Interrupted: if a signal stopped the training.
   """
   config_lib.check(config)
-  config = decide(config)
   workdir = pathlib.Path(workdir)
+  config = decide(config, workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -115,12 +115,19 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   return row
 
 
-def decide(config: Mapping[str, Any]) -> dict[str, Any]:
+def decide(
+  config: Mapping[str, Any], workdir: pathlib.Path | None = None
+) -> dict[str, Any]:
   """The config with what it leaves to the category decided.
 
   That is what is written down, and what a continuation compares.
+
+  Args:
+    config: of the run.
+    workdir: the folder of the run, where it may have been decided before.
   """
   config = {**config, 'data': {**config['data'], 'layout': _layout(config)}}
+  config['data']['resize'] = _resize(config, workdir)
   share = holdout_share(config)
   if share and _validates(config):
     if config['eval']['holdout'] != -1:
@@ -131,6 +138,22 @@ def decide(config: Mapping[str, Any]) -> dict[str, Any]:
       )
     share = 0.0
   return {**config, 'eval': {**config['eval'], 'holdout': share}}
+
+
+def _resize(config: Mapping[str, Any], workdir: pathlib.Path | None) -> str:
+  """How images are resized, whatever the config leaves open."""
+  way = config['data']['resize']
+  if way != layouts.AUTO:
+    return way
+  # Runs of earlier versions knew one way only.
+  if workdir is not None and (workdir / 'config.json').exists():
+    return claim.read_config(workdir, check=False)['data']['resize']
+  return 'bilinear' if _is_published(config) else 'area'
+
+
+def _is_published(config: Mapping[str, Any]) -> bool:
+  """Whether the paper was trained on the category."""
+  return config['category'] in _PUBLISHED.get(config['data']['layout'], ())
 
 
 def _layout(config: Mapping[str, Any]) -> str:
@@ -183,8 +206,7 @@ def holdout_share(config: Mapping[str, Any]) -> float:
   share = config['eval']['holdout']
   if share != -1:
     return share
-  published = _PUBLISHED.get(config['data']['layout'], ())
-  return 0.0 if config['category'] in published else 0.1
+  return 0.0 if _is_published(config) else 0.1
 
 
 def split_holdout(
@@ -249,6 +271,7 @@ def _evaluate(
     score_map=config['score']['map'],
     score_image=config['score']['image'],
     score_window=config['score_window'],
+    resize=config['data']['resize'],
     batch_size=config['eval']['batch_size'],
   )
   thresholds = detector.choose_thresholds(
@@ -304,6 +327,7 @@ def load_category(
     image_size=config['image_size'],
     tfds_dir=data['tfds_dir'] or workdir / 'tfds',
     layout=layout,
+    resize=data['resize'],
   )
 
 
@@ -329,6 +353,7 @@ def load_textures(
     num_textures=data['num_textures'],
     seed=config['seed'],
     max_bytes=resident.host_room(data['max_host_share']),
+    resize=data['resize'],
   )
 
 

@@ -120,7 +120,8 @@ def _check(runs: Sequence[Run], workdir: pathlib.Path) -> None:
   for source, number in most.items():
     textures.check_number(source, number)
   for run in runs:
-    claim.check(workdir / run.name, experiment.decide(run.config))
+    folder = workdir / run.name
+    claim.check(folder, experiment.decide(run.config, folder))
 
 
 def _listing(runs: Sequence[Run], workdir: pathlib.Path) -> str:

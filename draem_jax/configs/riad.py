@@ -35,6 +35,7 @@ def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
   config.category = category
   # The category decides: 0 for the 15 of MVTec AD, 0.1 for any other.
   config.eval.holdout = -1.0
+  config.data.resize = 'auto'
   recipe(config)
   if setting == 'small':
     small(config)

@@ -12,7 +12,15 @@ from jaxtyping import Bool, Float, UInt8
 
 from draem_jax import names, sizes
 from draem_jax.data import builder as builder_lib
-from draem_jax.data import encoded, images, layouts, masks, regions, resident
+from draem_jax.data import (
+  encoded,
+  images,
+  layouts,
+  masks,
+  regions,
+  resident,
+  resizing,
+)
 from draem_jax.data.prepare import naming_damage
 from draem_jax.errors import UserError
 
@@ -66,6 +74,7 @@ def load_category(
   image_size: sizes.Size,
   tfds_dir: str | os.PathLike[str],
   layout: str = 'mvtec',
+  resize: resizing.Way = 'bilinear',
 ) -> Category:
   """Loads a category; prepares it first if it is new or its files changed.
 
@@ -77,6 +86,7 @@ def load_category(
     tfds_dir: where prepared data sets lie. A category whose files change is
       prepared anew beside the old state, which may be deleted.
     layout: how the files lie, a name in `layouts.LAYOUTS`, or `'auto'`.
+    resize: how images and masks are resized, of `resizing.WAYS`.
 
   Returns:
     The images, in the order of the layout.
@@ -92,7 +102,7 @@ def load_category(
   contents = builder.builder_config.contents
   with naming_damage(builder):
     train, test, validation = (
-      _load_split(builder, split, sizes.pair(image_size))
+      _load_split(builder, split, sizes.pair(image_size), resize)
       for split in ('train', 'test', 'validation')
     )
   _tell_of_depth(category, train, test, validation)
@@ -127,9 +137,12 @@ class _Split:
 
 
 def _load_split(
-  builder: builder_lib.CategoryBuilder, split: str, size: tuple[int, int]
+  builder: builder_lib.CategoryBuilder,
+  split: str,
+  size: tuple[int, int],
+  way: resizing.Way,
 ) -> _Split:
-  """Decodes and resizes; both as the release, which works in uint8."""
+  """Decodes and resizes; both in uint8, as the release does."""
   records = []
   if split in builder.info.splits:
     skip = tfds.decode.SkipDecoding()
@@ -155,17 +168,17 @@ def _load_split(
     record = records[index]
     file = names.from_bytes(record['file'])
     with encoded.decode(record['image'], file) as picture:
-      resized[index] = images.resize_picture(picture, size)
+      resized[index] = resizing.resize_picture(picture, size, way)
     labels[index], has_mask[index] = record['is_anomalous'], record['has_mask']
     if labels[index] and has_mask[index]:
       with encoded.decode(record['mask'], file) as picture:
-        mask = images.resize_picture(picture, size)
+        mask = resizing.resize_picture(picture, size, way)
         coverage[index] = mask[..., 0] / 255
         if not picture.upright().getbbox():
           without_defect.append(file)
       shares = [float(share) for share in record['saturations'].split()]
       packed = regions.unpack(record['regions'], len(shares), picture.shape)
-      found[index] = regions.resize(packed, shares, size)
+      found[index] = regions.resize(packed, shares, size, way)
       meanings[file] = record['mask_meaning'].decode()
     bits_in_use[file] = int(record['bits_in_use']) or None
     return file, names.from_bytes(record['defect'])

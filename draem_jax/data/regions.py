@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt16
 
-from draem_jax.data import images
+from draem_jax.data import resizing
 from draem_jax.data.layouts.contents import Saturation
 from draem_jax.errors import UserError
 
@@ -76,6 +76,7 @@ def resize(
   masks: Bool[np.ndarray, 'k h w'],
   saturations: Sequence[float],
   size: tuple[int, int],
+  way: resizing.Way = 'bilinear',
 ) -> list[Region]:
   """Defects in an image of another height and width.
 
@@ -85,11 +86,12 @@ def resize(
     masks: where each is.
     saturations: the share of its pixels that is enough.
     size: height and width.
+    way: to resize, of `resizing.WAYS`.
   """
   found = []
   for mask, saturation in zip(masks, saturations, strict=True):
     levels = np.where(mask, np.uint8(255), np.uint8(0))[..., None]
-    coverage = images.resize_bilinear(levels, size)[..., 0].reshape(-1)
+    coverage = resizing.resize(levels, size, way)[..., 0].reshape(-1)
     pixels = np.flatnonzero(coverage)
     if pixels.size:
       found.append(Region(pixels, coverage[pixels], saturation))

@@ -15,7 +15,7 @@ import skimage.util
 from jaxtyping import Int, UInt8
 
 from draem_jax import sizes
-from draem_jax.data import encoded, files, images
+from draem_jax.data import encoded, files, images, resizing
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
 from draem_jax.workdir import storage
@@ -63,8 +63,9 @@ def load_textures(
   num_textures: int = 0,
   seed: int = 0,
   max_bytes: int | None = None,
+  resize: resizing.Way = 'bilinear',
 ) -> Textures | OnDemand:
-  """Loads anomaly textures, resized bilinearly without antialiasing.
+  """Loads anomaly textures, resized as the images are.
 
   Images that cannot be decoded are passed over, with a line. Of those that are
   sampled each is replaced by the next one of the seed's permutation.
@@ -85,6 +86,7 @@ def load_textures(
       For one seed and source a larger number adds to a smaller one's textures.
     seed: of the sampling.
     max_bytes: how much memory they may take; more is decoded on demand.
+    resize: how they are resized, of `resizing.WAYS`.
 
   Returns:
     RGB, in an order that depends on nothing but the names and, where they are
@@ -101,11 +103,12 @@ def load_textures(
       exclude=exclude,
       num_textures=num_textures,
       seed=seed,
+      resize=resize,
     )
   if source == 'dtd':
-    collection = _open_dtd(tfds_dir)
+    collection = _open_dtd(tfds_dir, resize)
   else:
-    collection = _open_folder(pathlib.Path(source))
+    collection = _open_folder(pathlib.Path(source), resize)
   order = _order(len(collection.names), num_textures, seed, source=str(source))
   count = num_textures or len(order)
 
@@ -121,6 +124,7 @@ def load_textures(
   else:
     key = collection.make_key(order, count)
     name = sizes.shown(size) if size[0] != size[1] else size[0]
+    name = name if resize == 'bilinear' else f'{name}-{resize}'
     cache = tfds_dir / 'textures' / f'{key}-{name}.npy'
     textures = _read_cache(cache)
     if textures is None:
@@ -144,7 +148,7 @@ def check_number(source: str | os.PathLike[str], num_textures: int) -> None:
     UserError: if there are fewer, or none at all.
   """
   if source not in ('dtd', 'builtin'):
-    count = len(_open_folder(pathlib.Path(source)).names)
+    count = len(_open_folder(pathlib.Path(source), 'bilinear').names)
     _order(count, num_textures, 0, source=str(source))
 
 
@@ -154,6 +158,7 @@ def builtin_textures(
   exclude: Collection[str] = (),
   num_textures: int = 0,
   seed: int = 0,
+  resize: resizing.Way = 'bilinear',
 ) -> Textures:
   """Square pieces of scikit-image's pictures, at three scales.
 
@@ -162,6 +167,7 @@ def builtin_textures(
     exclude: names in `BUILTIN` to leave out.
     num_textures: how many to sample; 0 for all.
     seed: of the sampling.
+    resize: how they are resized, of `resizing.WAYS`.
 
   Raises:
     UserError: if there are fewer than `num_textures`.
@@ -177,11 +183,11 @@ def builtin_textures(
   pieces = [piece for several in pictures for piece in several]
   order = _order(len(pieces), num_textures, seed, source='builtin')
   size = sizes.pair(image_size)
-  resize = lambda index: _continue(
-    images.resize_bilinear(pieces[index], (min(size),) * 2), size
+  fit = lambda index: _continue(
+    resizing.resize(pieces[index], (min(size),) * 2, resize), size
   )
   return np.stack(
-    images.map_parallel(resize, order[: num_textures or None].tolist())
+    images.map_parallel(fit, order[: num_textures or None].tolist())
   )
 
 
@@ -250,7 +256,7 @@ class _Collection(NamedTuple):
   make_key: Callable[[Int[np.ndarray, 't'], int], str]
 
 
-def _open_dtd(tfds_dir: pathlib.Path) -> _Collection:
+def _open_dtd(tfds_dir: pathlib.Path, way: resizing.Way) -> _Collection:
   # Not above: this imports every image builder that TFDS has.
   from draem_jax.data import dtd
 
@@ -260,7 +266,7 @@ def _open_dtd(tfds_dir: pathlib.Path) -> _Collection:
     record = source[index]
     name = record['file_name'].decode()
     with encoded.decode(record['image'], name) as picture:
-      return images.resize_picture(picture, size)
+      return resizing.resize_picture(picture, size, way)
 
   def make_key(order: Int[np.ndarray, 't'], count: int) -> str:
     key = f'dtd-{len(source)}'
@@ -272,7 +278,7 @@ def _open_dtd(tfds_dir: pathlib.Path) -> _Collection:
   return _Collection(names, decode, make_key)
 
 
-def _open_folder(folder: pathlib.Path) -> _Collection:
+def _open_folder(folder: pathlib.Path, way: resizing.Way) -> _Collection:
   if not folder.is_dir():
     raise UserError(
       f"config.data.textures={folder} is not a folder: give 'dtd', 'builtin'"
@@ -308,8 +314,8 @@ def _open_folder(folder: pathlib.Path) -> _Collection:
       digest.update(os.fsencode(f'{found.names[index]}\n'))
     return digest.hexdigest()[:16]
 
-  decode = lambda index, size: images.read_image(
-    folder / found.names[index], size=size
+  decode = lambda index, size: resizing.read_image(
+    folder / found.names[index], size, way
   )
   return _Collection(found.names, decode, make_key)
 

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from draem_jax import sizes
+from draem_jax.data import resizing
 from draem_jax.data.images import resize_bilinear
 from draem_jax.errors import UserError
 from draem_jax.networks import folding, models
@@ -69,6 +70,7 @@ class Detector:
     score_image: how images are scored, a key of `score.IMAGE_SCORES`.
     thresholds: None until they are chosen.
     batch_size: images a call of the networks.
+    resize: how images are brought to `image_size`, of `resizing.WAYS`.
   """
 
   def __init__(
@@ -82,6 +84,7 @@ class Detector:
     score_image: str = 'window',
     thresholds: Thresholds | None = None,
     batch_size: int = 16,
+    resize: resizing.Way = 'bilinear',
   ):
     """Takes trained networks; `load` takes a workdir."""
     self.model = model
@@ -93,6 +96,7 @@ class Detector:
     self.score_image = score_image
     self.thresholds = thresholds
     self.batch_size = batch_size
+    self.resize = resize
 
     def score(
       variables: Mapping[str, Any], images: UInt8[Array, 'b h w 3']
@@ -143,6 +147,7 @@ class Detector:
       score_image=config['score']['image'],
       thresholds=read_thresholds(workdir),
       batch_size=batch_size or config['eval']['batch_size'],
+      resize=config['data']['resize'],
     )
 
   def with_thresholds(
@@ -201,6 +206,8 @@ class Detector:
     scoring = f'{size} {self.score_map} {self.score_window}'
     if not self._scores_by_map:
       scoring += f' {self.score_image}'
+    if self.resize != 'bilinear':
+      scoring += f' {self.resize}'
     checksum = zlib.crc32(scoring.encode())
     for leaf in jax.tree.leaves(self.variables):
       checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
@@ -210,7 +217,7 @@ class Detector:
     self, image: UInt8[np.ndarray, 'h w 3']
   ) -> UInt8[np.ndarray, '{self.image_size[0]} {self.image_size[1]} 3']:
     """An image of any size as the networks see it."""
-    return resize_bilinear(image, self.image_size)
+    return resizing.resize(image, self.image_size, self.resize)
 
   def score(self, images: UInt8[np.ndarray, 'n h w 3']) -> Iterator[Scored]:
     """Scores prepared images, one batch after the other.

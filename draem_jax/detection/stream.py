@@ -26,7 +26,7 @@ from jaxtyping import Float, UInt8, UInt16
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from draem_jax import devices
-from draem_jax.data import encoded, files, images
+from draem_jax.data import encoded, files, images, resizing
 from draem_jax.detection.detector import Detector
 from draem_jax.detection.predictions import Predictions
 from draem_jax.errors import UserError
@@ -118,7 +118,9 @@ def _score(
   Of images of 16 bits, `bits_in_use` is told by name.
   """
   kept = _Kept(_KEPT)
-  prepare = lambda picture: images.resize_picture(picture, detector.image_size)
+  prepare = lambda picture: resizing.resize_picture(
+    picture, detector.image_size, detector.resize
+  )
 
   def read(name: str) -> _Picture | UserError:
     try:

@@ -85,6 +85,7 @@ def serialize(
     model_name=model_name,
     score_map=score_map,
     image_size=detector.image_size,
+    resize_way=detector.resize,
     score_window=detector.score_window,
     channel_order=channel_order,
   )

@@ -109,6 +109,7 @@ def make_model(
   model_name: str,
   score_map: str,
   image_size: tuple[int, int],
+  resize_way: str,
   score_window: int,
   channel_order: str,
 ) -> onnx.ModelProto:
@@ -119,11 +120,18 @@ def make_model(
     model_name: a key of `NETWORKS`.
     score_map: a key of `MAPS`.
     image_size: height and width at which the networks see each image.
+    resize_way: to that size, of `resizing.WAYS`.
     score_window: pixels a side of the mean filter of the score.
     channel_order: of the images that the model shall expect.
   """
   graph = Graph()
-  image = prepare(graph, program.INPUT, image_size, channel_order=channel_order)
+  image = prepare(
+    graph,
+    program.INPUT,
+    image_size,
+    way=resize_way,
+    channel_order=channel_order,
+  )
   output = NETWORKS[model_name](graph, params, image)
   small_map = MAPS[score_map](graph, output, image)
   anomaly_map, score = program.OUTPUTS
@@ -146,6 +154,7 @@ def prepare(
   images: str,
   size: tuple[int, int],
   *,
+  way: str = 'bilinear',
   channel_order: str = 'rgb',
 ) -> str:
   """Images as the networks see them, to the level as `Detector.prepare`.
@@ -154,12 +163,13 @@ def prepare(
     graph: what to add to.
     images: uint8 [b h w 3].
     size: height and width of the result.
+    way: to resize, of `resizing.WAYS`.
     channel_order: of `images`.
 
   Returns:
     RGB in [0, 1], [b 3 height width].
   """
-  x = images
+  x = shrink(graph, images, size) if way == 'area' else images
   for axis in (2, 1):
     x = resize(graph, x, axis=axis, size=size[axis - 1])
   x = graph.add('Floor', graph.add('Add', x, 0.5))
@@ -167,6 +177,29 @@ def prepare(
   if channel_order == 'bgr':
     x = graph.add('Gather', x, [2, 1, 0], axis=1)
   return graph.add('Div', x, 255.0)
+
+
+def shrink(graph: Graph, images: str, size: tuple[int, int]) -> str:
+  """The mean of what each new pixel covers, as `program.shrink`.
+
+  Args:
+    graph: what to add to.
+    images: levels [b h w 3].
+    size: height and width of the result, but that no axis becomes longer.
+  """
+  add, x = graph.add, _to_float(graph, images)
+  for axis, letters in ((2, 'bhwc,nw->bhnc'), (1, 'bhwc,nh->bnwc')):
+    old = _size(graph, images, axis)
+    new = add('Min', old, size[axis - 1])
+    row = add('Reshape', add('Range', 0, new, 1), [-1, 1])
+    column = add('Reshape', add('Range', 0, old, 1), [1, -1])
+    lengths = (row, old), (column, new)
+    start = add('Max', *(add('Mul', *each) for each in lengths))
+    end = add('Min', *(add('Mul', add('Add', i, 1), n) for i, n in lengths))
+    overlaps = _to_float(graph, add('Max', add('Sub', end, start), 0))
+    x = add('Einsum', x, overlaps, equation=letters)
+    x = add('Div', x, _to_float(graph, old))
+  return add('Floor', add('Add', x, 0.5 + program.ROUNDING))
 
 
 def resize(graph: Graph, x: str, *, axis: int, size: int | str) -> str:

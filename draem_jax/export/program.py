@@ -20,6 +20,8 @@ from draem_jax.detection.detector import Detector, resize_map
 
 INPUT = 'images'
 OUTPUTS = ('anomaly_map', 'score')
+# Of a level: more than float32 errs by in a mean of levels.
+ROUNDING = 2**-13
 
 Images = UInt8[Array, 'b h w 3']
 MapAndScore = tuple[Float[Array, 'b h w'], Float[Array, 'b']]
@@ -57,6 +59,8 @@ def make_program(
     _, height, width, _ = images.shape
     if channel_order == 'bgr':
       images = jnp.take(images, np.array([2, 1, 0]), axis=3)
+    if detector.resize == 'area':
+      images = shrink(images, size)
     prepared = jnp.floor(resize(images, size) + 0.5)
     anomaly_map, score = look(prepared / 255)
     return resize(anomaly_map, (height, width)), score
@@ -90,6 +94,40 @@ def resize(
   return x
 
 
+def shrink(
+  x: Num[Array, 'b h w c'], size: tuple[int, int]
+) -> Float[Array, 'b h2 w2 c']:
+  """The mean of what each new pixel covers, as `resizing.resize` has it.
+
+  Args:
+    x: levels; its shape may be symbolic.
+    size: height and width of the result, but that no axis becomes longer.
+
+  Returns:
+    Levels, rounded.
+  """
+  for axis, letters in ((2, 'bhwc,nw->bhnc'), (1, 'bhwc,nh->bnwc')):
+    old = x.shape[axis]
+    overlaps = _overlaps(old, jax.core.min_dim(old, size[axis - 1]))
+    # As long as these are sums of levels, they are exact.
+    x = jnp.einsum(
+      letters, x.astype(jnp.float32), overlaps, precision=lax.Precision.HIGHEST
+    )
+    x = x / old
+  # What lies half-way between two levels goes up, whatever float32 makes of it.
+  return jnp.floor(x + (0.5 + ROUNDING))
+
+
+def _overlaps(old: Size, new: Size) -> Float[Array, 'n m']:
+  """How much of each old pixel of a line lies in each new one, of `old`."""
+  row = lax.broadcasted_iota(jnp.int32, (new, old), 0)
+  column = lax.broadcasted_iota(jnp.int32, (new, old), 1)
+  one = jnp.ones_like(row)
+  end = jnp.minimum((row + 1) * (one * old), (column + 1) * (one * new))
+  start = jnp.maximum(row * (one * old), column * (one * new))
+  return jnp.maximum(end - start, 0).astype(jnp.float32)
+
+
 def _neighbors(
   old: Size, new: Size
 ) -> tuple[Int[Array, 'n'], Int[Array, 'n'], Float[Array, 'n']]:
@@ -115,6 +153,7 @@ def describe(
     'category': category,
     'channel_order': channel_order,
     'image_size': sizes.short(detector.image_size),
+    'resize': detector.resize,
     'score_map': detector.score_map,
     'score_image': detector.score_image,
     'score_window': detector.score_window,

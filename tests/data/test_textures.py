@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from draem_jax.data import dtd, images, on_demand, textures
+from draem_jax.data import dtd, on_demand, resizing, textures
 from draem_jax.errors import UserError
 
 
@@ -72,11 +72,11 @@ def test_folder_follows_links_but_not_in_circles(folder, tmp_path):
 def test_folder_is_decoded_once_until_it_changes(folder, tmp_path, monkeypatch):
   decoded = []
 
-  def read_image(path, *, size):
+  def read_image(path, size, way):
     decoded.append(path)
     return np.full((*size, 3), len(decoded), np.uint8)
 
-  monkeypatch.setattr(images, 'read_image', read_image)
+  monkeypatch.setattr(resizing, 'read_image', read_image)
   first = load(folder, tmp_path)
   np.testing.assert_array_equal(first, load(folder, tmp_path))
   assert len(decoded) == 3
@@ -170,13 +170,13 @@ def levels(loaded):
 def test_a_sample_is_nested_and_decodes_nothing_else(
   many, tmp_path, monkeypatch
 ):
-  decoded, read_image = [], images.read_image
+  decoded, read_image = [], resizing.read_image
 
-  def count(path, **options):
+  def count(path, *options):
     decoded.append(path)
-    return read_image(path, **options)
+    return read_image(path, *options)
 
-  monkeypatch.setattr(images, 'read_image', count)
+  monkeypatch.setattr(resizing, 'read_image', count)
   sample = lambda number, seed=3, **options: levels(
     load(many, tmp_path, num_textures=number, seed=seed, **options)
   )

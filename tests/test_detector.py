@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -320,6 +321,23 @@ def test_a_threshold_that_is_missing_is_named(tmp_path, lost):
   (tmp_path / 'thresholds.json').write_text(json.dumps(kept))
   with pytest.raises(UserError, match=rf'damaged \({lost} is missing'):
     thresholds_lib.read_thresholds(tmp_path)
+
+
+def test_a_training_that_came_to_nothing_is_told(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger('draem_jax'), 'propagate', True)
+  run = write_workdir(tmp_path / 'run')
+  for text in (
+    '{"image_auroc": 0.9}',
+    '{"failure": 3}',
+    '{',
+    '{"failure": ""}',
+  ):
+    (run / 'results.json').write_text(text)
+    Detector.load(run)
+  assert not caplog.text
+  (run / 'results.json').write_text('{"failure": "it has diverged"}')
+  Detector.load(run)
+  assert f'{run} is of no use: it has diverged' in caplog.text
 
 
 def test_what_is_no_workdir_is_named(tmp_path):

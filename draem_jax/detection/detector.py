@@ -10,6 +10,7 @@ images come from a prepared data set or from a folder.
 
 import copy
 import dataclasses
+import logging
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ from draem_jax.score import IMAGE_SCORES, map_and_score
 from draem_jax.workdir import claim
 from draem_jax.workdir.thresholds import FILE as THRESHOLDS_FILE
 from draem_jax.workdir.thresholds import Thresholds, read_thresholds
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +130,8 @@ class Detector:
       batch_size: images a call of the networks; by default as the run was
         evaluated (`config.eval.batch_size`).
 
+    Of a training that came to nothing a warning says so.
+
     Raises:
       UserError: if the folder holds no run or no checkpoint that fits it.
     """
@@ -135,6 +140,9 @@ class Detector:
 
     workdir = pathlib.Path(workdir)
     config = claim.read_config(workdir)
+    failure = claim.failure(workdir)
+    if failure:
+      _log.warning('%s is of no use: %s', workdir, failure)
     model = models.make(config)
     shapes = models.abstract_variables(model)
     variables = checkpoint.restore_variables(workdir / 'checkpoints', shapes)

@@ -39,6 +39,18 @@ def read_config(
   return _read(workdir, check=check)[0]
 
 
+def failure(workdir: str | pathlib.Path) -> str | None:
+  """Why the training in `workdir` came to nothing, if its results say so."""
+  path = pathlib.Path(workdir) / 'results.json'
+  try:
+    found = storage.read_json(path, remedy='')
+  except (FileNotFoundError, UserError):
+    # Detectors need no results: whoever wants to read them is told.
+    return None
+  said = found.get('failure')
+  return said if isinstance(said, str) and said else None
+
+
 def claim(
   workdir: str | pathlib.Path,
   config: Mapping[str, Any],

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import pathlib
@@ -9,7 +10,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
@@ -34,6 +35,7 @@ _REMEDIES = {
   errno.ENOSPC: 'free some space, or name a folder on another disk',
   errno.EDQUOT: 'free some space, or name a folder on another disk',
   errno.ENOTDIR: 'a file stands where a folder is wanted: name another folder',
+  errno.EEXIST: 'a file stands where a folder is wanted: name another folder',
   errno.EISDIR: 'a folder stands where a file is wanted: move it away',
   errno.ENOENT: 'put it back, or name another',
   errno.ENAMETOOLONG: 'take a shorter one',
@@ -70,10 +72,11 @@ def run(main: Callable[[list[str]], None], define: Callable[[], None]) -> None:
       process have flags of the same names.
   """
   terminal.prepare()
+  _check_flagfiles(sys.argv)
   try:
     define()
   except flags.Error as error:  # Of a file of flags, which is read only now.
-    _fail(_say(error))
+    _fail(_say(error, sys.argv))
   app.run(wrap(main), flags_parser=parse_flags)
 
 
@@ -144,7 +147,7 @@ def parse_flags(argv: list[str]) -> list[str]:
       _assign_size(size)
     return rest
   except flags.Error as error:
-    _fail(_say(error))
+    _fail(_say(error, argv))
   except (AttributeError, KeyError) as error:
     _fail(f'{_named_argument(argv, error)} is no field of the config')
   # A config file may raise anything, and config_flags wraps it in a trace.
@@ -280,13 +283,26 @@ def _named_argument(argv: list[str], error: Exception) -> str:
   return (quoted or names or ['--config'])[0]
 
 
-def _say(error: flags.Error) -> str:
+def _check_flagfiles(argv: list[str]) -> None:
+  """Ends the command if one would wait for what is no file."""
+  for flag, following in itertools.pairwise([*argv, '']):
+    name, equals, path = flag.partition('=')
+    if name.lstrip('-') == 'flagfile' and name.startswith('-'):
+      path = os.path.expanduser(path if equals else following)
+      if os.path.exists(path) and not os.path.isfile(path):
+        _fail(f'--flagfile={path} is no file: name one')
+
+
+def _say(error: flags.Error, argv: Sequence[str] = ()) -> str:
   """What is wrong with the flags, in a line that names one."""
   line = _last_line(error)
   if isinstance(error, flags.CantOpenFlagFileError):
     what = line.rpartition('flagfile: ')[2]
     return f'--flagfile: {what}: name a file that can be read'
   # What a config file raised about its argument names no flag.
+  files = [flag for flag in argv if flag.lstrip('-').startswith('flagfile')]
+  if files and isinstance(error, flags.UnrecognizedFlagError):
+    line = f'{line} (in {files[-1]})'
   line = line if '--' in line else f'--config: {line}'
   if len(line) > _LONGEST_LINE:
     half = _LONGEST_LINE // 2

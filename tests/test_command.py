@@ -205,3 +205,21 @@ def test_programs_are_not_kept_in_a_file(monkeypatch, caplog, tmp_path):
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
   assert 'is no folder' in caplog.text
+
+
+def test_a_file_of_flags_that_is_no_file_is_not_waited_for(capsys, tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  for argv in ([f'--flagfile={tmp_path}/pipe'], ['-flagfile', str(tmp_path)]):
+    with pytest.raises(SystemExit) as stop:
+      command._check_flagfiles(['main', *argv])
+    assert stop.value.code == 2
+    assert 'is no file: name one' in capsys.readouterr().err
+  (tmp_path / 'flags').write_text('')
+  command._check_flagfiles(['main', f'--flagfile={tmp_path}/flags', '-x'])
+
+
+def test_an_unknown_flag_in_a_file_of_flags_names_the_file():
+  error = flags.UnrecognizedFlagError('x')
+  assert command._say(error, ['main', '--flagfile=a.txt']).endswith(
+    '(in --flagfile=a.txt)'
+  )

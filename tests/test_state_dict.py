@@ -92,7 +92,10 @@ def test_other_files_are_named(tmp_path):
   empty, folder = tmp_path / 'empty.pckl', tmp_path / 'folder'
   empty.touch()
   folder.mkdir()
+  os.mkfifo(tmp_path / 'pipe')
   for path, message in (
+    (tmp_path / 'pipe', 'is no file'),
+    ('/dev/zero', 'is no file'),
     (text, 'is not a PyTorch file'),
     (empty, 'is empty'),
     (archive, 'is a zip archive, but not of a PyTorch state dict'),

@@ -16,6 +16,7 @@ from draem_jax.errors import UserError
 _PNG = b'\x89PNG\r\n\x1a\n'
 _PNG_PIXELS = (b'IHDR', b'PLTE', b'tRNS', b'IDAT', b'IEND')
 _STEP = 2**20
+_JPEG_COLOR_BYTES = 16  # Of a marker, with its length.
 # Of a TIFF file: what its pixels are, where they lie, and which side is up.
 _TIFF_PIXELS = frozenset(
   (256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317)
@@ -121,10 +122,9 @@ def _strip_jpeg(data: bytes) -> tuple[bytes, bytes | None]:
       break
     size = 2 + struct.unpack('>H', data[place + 2 : place + 4])[0]
     segment = data[place : place + size]
-    # JFIF and Adobe say how colors are stored.
-    is_pixels = marker in (0xE0, 0xEE) or not (
-      0xE0 <= marker <= 0xEF or marker == 0xFE
-    )
+    # JFIF and Adobe say how colors are stored, if they are long enough.
+    is_color = marker in (0xE0, 0xEE) and size >= _JPEG_COLOR_BYTES
+    is_pixels = is_color or not (0xE0 <= marker <= 0xEF or marker == 0xFE)
     if is_pixels:
       kept.append(segment)
     elif marker == 0xE1 and segment[4:10] == b'Exif\0\0':

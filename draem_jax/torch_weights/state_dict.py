@@ -4,9 +4,11 @@
 one of two containers: a zip archive, or before PyTorch 1.6 a plain stream.
 """
 
+import errno
 import io
 import mmap
 import os
+import stat
 import struct
 import sys
 import zipfile
@@ -49,7 +51,7 @@ def read_state_dict(path: str | os.PathLike) -> Arrays:
     UserError: The file cannot be read, is damaged or is something else.
   """
   try:
-    with open(path, 'rb') as file:
+    with _open(path) as file:
       start = file.read(len(_ZIP_SIGNATURE))
       if start == _ZIP_SIGNATURE:
         return _read_zip(file)
@@ -75,6 +77,18 @@ def read_state_dict(path: str | os.PathLike) -> Arrays:
     raise UserError(
       f'{path}: is damaged or truncated: {short(str(error))}'
     ) from error
+
+
+def _open(path: str | os.PathLike) -> BinaryIO:
+  """Opens a file that has an end, and waits for nobody."""
+  descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  mode = os.fstat(descriptor).st_mode
+  if stat.S_ISREG(mode):
+    return os.fdopen(descriptor, 'rb')
+  os.close(descriptor)
+  if stat.S_ISDIR(mode):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+  raise BadFile('is no file')
 
 
 def write_state_dict(

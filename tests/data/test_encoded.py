@@ -155,6 +155,16 @@ def test_a_broken_side_chunk_breaks_no_picture(fmt):
       assert any(np.array_equal(decoded, one) for one in turned)
 
 
+@pytest.mark.parametrize('size', range(2, 16))
+def test_a_jfif_segment_that_is_cut_short_breaks_no_picture(size):
+  data = make_files()['JPEG']
+  right = images.decode_image(data, 'x')
+  short = b'JFIF\0\1\1\0\0\1\0\1\0\0'[: size - 2]
+  segment = b'\xff\xe0' + struct.pack('>H', size) + short
+  broken = data[:2] + segment + data[2:]
+  np.testing.assert_array_equal(images.decode_image(broken, 'x'), right)
+
+
 def test_a_text_that_unpacks_without_end_and_bytes_behind_the_image():
   texts = PngImagePlugin.PngInfo()
   texts.add_text('z', 'c' * 2**21, zip=True)

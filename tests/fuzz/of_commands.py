@@ -17,7 +17,9 @@ from .process import ROOT, Result
 
 _PHOTOS = {'a.png': 'rgb.png', 'z.jpg': 'plain.jpg'}
 
-# No field of numbers takes one of these.
+# No field of numbers takes one of these, but for two, which some may: a pair,
+# and a digit of another script, which Python reads.
+_PERHAPS = '1,2', '١'
 _NO_NUMBERS = (
   *('nan', 'inf', '-inf', '1e400', '-1e400', 'NaN', 'Infinity', '', 'x', '0x'),
   *('1,2', '1..2', '--1', '1 2', '١', 'None', '()', '[]', '{}', '(1', '[nan]'),
@@ -86,7 +88,8 @@ def _config(rng, place, folder, *, trains: bool) -> Case:
     field, value = 'config', arguments[0][9:]
 
   def check(result: Result, folder: pathlib.Path) -> str:
-    if numeric and value in _NO_NUMBERS and field == name:
+    odd = value in _NO_NUMBERS and value not in _PERHAPS
+    if numeric and odd and field == name:
       raise Wrong(f'{name}={value[:40]} is taken')
     found = json.loads((folder / 'run' / 'results.json').read_text())
     if bool(found.get('failure')) != bool(result.status):
@@ -162,7 +165,7 @@ def flags(rng: np.random.Generator, place: Place, folder: pathlib.Path) -> Case:
     name = argument
   arguments.append(argument)
   if rng.random() < 0.1:
-    arguments = [argument]
+    arguments = [argument]  # Then another one may be what is missing.
 
   def check(result: Result, folder: pathlib.Path) -> str:
     del result
@@ -183,7 +186,9 @@ def flags(rng: np.random.Generator, place: Place, folder: pathlib.Path) -> Case:
     command,
     arguments,
     check,
-    [part for part in (*plain, name, value) if part],
+    [part for part in (*plain, name, value) if part]
+    if len(arguments) > 1
+    else [],
     variables={'HOME': str(folder / 'empty')},
     statuses=(0, 1),
   )

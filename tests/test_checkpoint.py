@@ -299,6 +299,15 @@ def test_a_renamed_field_of_an_array_is_damage(tmp_path):
       restore_variables(tmp_path)
 
 
+def test_a_place_in_a_tuple_that_is_another_is_damage(tmp_path):
+  save(tmp_path, 1, 2)
+  path = tmp_path / '2/state/_METADATA'
+  text = path.read_text()
+  assert '"key": "1"' in text
+  path.write_text(text.replace('"key": "1"', '"key": "3"'))
+  assert restore(tmp_path)[0] == 1
+
+
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 def test_weights_that_are_no_numbers_are_damage(tmp_path, value):
   save(tmp_path, 1)

@@ -51,7 +51,13 @@ _ARRAY_METADATA = {'param_name', 'write_shape', 'chunk_shape'}
 # short, altered or gone; and a plain `Exception` for an array's data.
 _DAMAGE = (FileNotFoundError, KeyError, NotImplementedError, ValueError)
 # What reading JSON of another shape raises besides; elsewhere it is our fault.
-_MISSHAPEN = (AttributeError, IndexError, RecursionError, TypeError)
+_MISSHAPEN = (
+  AssertionError,
+  AttributeError,
+  IndexError,
+  RecursionError,
+  TypeError,
+)
 # Tensorstore says with a `ValueError` too that the system refuses to read.
 _REFUSALS = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED')
 

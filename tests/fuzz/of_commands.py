@@ -104,6 +104,8 @@ def _config(rng, place, folder, *, trains: bool) -> Case:
   if field == 'config':
     title = arguments[0][:60]
   names = [field.rpartition('.')[2], '--config', 'config.', value or '""']
+  if field == 'config':
+    names.append('has no category')  # A preset names another one.
   # 1: the training came to nothing.
   ends = (0, 1) if trains else (0,)
   return Case(title, 'main', arguments, check, names, limit=120, statuses=ends)

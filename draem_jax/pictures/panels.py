@@ -75,6 +75,19 @@ def heat_map_overlay(
   return (image * keep[levels] + add[levels]).astype(np.uint8)
 
 
+def overlay_colors() -> UInt8[np.ndarray, '256 4']:
+  """The color and opacity that `heat_map_overlay` lays over an image.
+
+  Of each level of the map, from 0 to 1.
+  """
+  keep, add = _overlay_tables()
+  opacity = 1 - keep
+  colors = (add - 0.5) / np.maximum(opacity, 1e-6)
+  return np.round(np.concatenate([colors, 255 * opacity], axis=1)).astype(
+    np.uint8
+  )
+
+
 def colorize(
   anomaly_map: Float[np.ndarray, 'h w'],
 ) -> UInt8[np.ndarray, 'h w 3']:

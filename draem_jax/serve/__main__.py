@@ -25,7 +25,7 @@ _log = logging.getLogger('draem_jax.serve')  # Run, it is '__main__'.
 
 _SIGNALS = signal.SIGINT, signal.SIGTERM
 # On a CPU larger batches gain little, and one that is not full takes as long.
-_CPU_BATCH = 1
+CPU_BATCH = 1
 # Connections at a time; others are turned away at once.
 _CONNECTIONS = 500
 _KEEP_ALIVE = 15  # Seconds.
@@ -55,7 +55,7 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     'batch_size',
     None,
-    f'Pictures at a time; by default as evaluated, on a CPU {_CPU_BATCH}.',
+    f'Pictures at a time; by default as evaluated, on a CPU {CPU_BATCH}.',
     1,
   )
   flags.DEFINE_float(
@@ -107,7 +107,7 @@ def _start(token: str | None) -> Service:
   command.use_compilation_cache()
   batch_size = given.batch_size
   if batch_size is None and jax.default_backend() == 'cpu':
-    batch_size = _CPU_BATCH
+    batch_size = CPU_BATCH
   detector = Detector.load(workdir, batch_size=batch_size)
   if (given.threshold, given.pixel_threshold) != (None, None):
     detector = detector.with_thresholds(
@@ -128,7 +128,7 @@ def _start(token: str | None) -> Service:
     title=claim.read_config(workdir)['category'],
   )
   try:
-    service.batcher.warm_up()
+    service.warm_up()
   except BaseException:
     service.close()
     raise

@@ -30,6 +30,7 @@ from starlette.routing import Route
 from draem_jax.data import encoded, images, png
 from draem_jax.detection import stream
 from draem_jax.detection.detector import Detector, resize_map
+from draem_jax.detection.regions import find_regions
 from draem_jax.errors import UserError
 from draem_jax.serve import access, page, uploads
 from draem_jax.serve.batching import Batcher, Scored
@@ -116,6 +117,12 @@ class Service:
       ],
       exception_handlers={HTTPException: _refuse},
     )
+
+  def warm_up(self) -> None:
+    """Does what would make the first answer late."""
+    self.batcher.warm_up()
+    # By this scikit-image is loaded.
+    find_regions(np.ones((2, 2), np.float32), np.ones((2, 2), bool))
 
   def close(self) -> None:
     """Answers what waits, and ends the threads."""

@@ -38,6 +38,9 @@ def define_flags() -> None:
   flags.DEFINE_float(
     'pixel_threshold', None, 'And a pixel above this map value.', 0, 1
   )
+  flags.DEFINE_bool(
+    'boxes', False, 'Whether overlays have the boxes of the regions in them.'
+  )
   flags.DEFINE_integer(
     'batch_size', None, 'Images at a time; by default as evaluated.', 1
   )
@@ -83,11 +86,15 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
     'threshold': detector.thresholds.image,
     'pixel threshold': detector.thresholds.pixel,
     'folder of images': str(found.root),
+    'choice of boxes': given.boxes,
   }
   # Room for large pictures.
   detector = detector.for_scoring()
   with contextlib.closing(Predictions(output, settings)) as predictions:
-    broken = stream.score_files(detector, found, predictions)
+    broken = stream.score_files(
+      detector, found, predictions, with_boxes=given.boxes
+    )
+    predictions.write_regions()
     verdicts = [
       predictions.verdicts[name]
       for name in found.names

@@ -1,12 +1,15 @@
 """The benchmarks, shrunken until they take seconds: they run and add up."""
 
+import contextlib
 import json
 import pathlib
 import re
 import shlex
+import types
 
 import jax
 import pytest
+import serving
 
 from benchmarks import (
   contest,
@@ -14,6 +17,7 @@ from benchmarks import (
   deploy,
   evaluation,
   inference,
+  serve,
   simulator,
   startup,
   train_step,
@@ -105,8 +109,57 @@ def test_a_start_that_fails_says_why(tmp_path):
     startup.measure(tmp_path, 'run', ['--config.image_size=100'])
 
 
+def test_the_service_under_load(capsys, monkeypatch, tmp_path):
+  detector = serving.make_detector(batch_size=2)
+  monkeypatch.setattr(serve.Detector, 'load', lambda *_, **__: detector)
+
+  @contextlib.contextmanager
+  def service(flags):
+    assert '--batch_size=2' in flags
+    with serving.running(detector) as client:
+      yield client.port, types.SimpleNamespace(returncode=0)
+
+  monkeypatch.setattr(serve, 'service', service)
+  for index in range(6):
+    square = (index, index, 20) if index % 2 else None
+    (tmp_path / f'{index}.png').write_bytes(serving.picture(square=square))
+  arguments = ['--workdir=run', f'--images={tmp_path}', '--requests=24']
+  serve.main([*arguments, '--clients=3', '--broken=0.25', '--turns=2'])
+  results = json.loads(capsys.readouterr().out.splitlines()[-1])['results']
+  assert results['statuses'] == {'200': 18, '422': 6}
+  assert (results['answered'], results['wrong']) == (24, 0)
+  assert results['requests_per_second'] > 0
+  assert results['mebibytes']['quarter 1'] > 100
+  assert results['exit_status'] == 0
+  # Another detector than the one that answers.
+  other = detector.with_thresholds(image=1.0)
+  monkeypatch.setattr(serve.Detector, 'load', lambda *_, **__: other)
+  with pytest.raises(SystemExit):
+    serve.main([*arguments, '--broken=0'])
+  assert 'is_anomalous is True, not False' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-  'benchmark', [deploy, evaluation, inference, simulator, startup, train_step]
+  ('status', 'result', 'words'),
+  [
+    (200, {'file': 'a', 'score': 0.5}, None),
+    (200, {'file': 'a', 'score': 0.5000001}, 'score is 0.5000001'),
+    (422, {'file': 'a', 'error': 'broken'}, 'answered by 422'),
+    (500, {}, 'answered by 500'),
+  ],
+)
+def test_a_wrong_answer_of_the_service_is_a_fault(status, result, words):
+  text = json.dumps({'results': [result]}).encode()
+  sound = serve._File('a', b'', {'file': 'a', 'score': 0.5})
+  found = serve._find_fault(sound, status, text)
+  assert words in found if words else found is None
+  broken = serve._File('a', b'', None)
+  assert bool(serve._find_fault(broken, status, text)) == (status != 422)
+
+
+@pytest.mark.parametrize(
+  'benchmark',
+  [deploy, evaluation, inference, serve, simulator, startup, train_step],
 )
 def test_what_the_docs_tell_to_type_is_understood(benchmark):
   name = benchmark.__name__.rpartition('.')[2]

@@ -375,3 +375,14 @@ def test_predictions_are_plain_arrays():
     'mask': np.bool_,
   }
   assert not any(isinstance(getattr(found, name), jax.Array) for name in types)
+
+
+def test_regions_are_those_of_the_mask():
+  images = np.zeros((2, 40, 60, 3), np.uint8)
+  images[1, 10:30, 20:40, 0] = 255
+  images[1, 2:6, 50:58, 0] = 230
+  found = redness(image=0.5, pixel=0.5)(images)
+  assert found.regions[0] == []
+  assert sum(region.area for region in found.regions[1]) == found.mask[1].sum()
+  first, second = found.regions[1]
+  assert first.peak == found.anomaly_map[1].max() > second.peak

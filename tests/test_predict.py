@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -93,6 +94,14 @@ def test_an_interrupted_run_goes_on(place):
   found = rows(place, 'out')
   assert table.read_bytes().count(b'\n') == COUNT + 1
   assert found == expected
+  for name in ('predictions.json', 'regions.jsonl'):
+    whole = (place / 'whole' / name).read_bytes()
+    assert (place / 'out' / name).read_bytes() == whole, name
+  regions = json.loads((place / 'out' / 'predictions.json').read_bytes())
+  assert [image['file_name'] for image in regions['images']] == list(expected)
+  anomalous = [row['is_anomalous'] == 'true' for row in expected.values()]
+  assert [image['is_anomalous'] for image in regions['images']] == anomalous
+  assert any(anomalous) and regions['annotations']
   for name in found:
     for folder in ('overlays', 'maps'):
       with (

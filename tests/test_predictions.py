@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import json
 import os
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from draem_jax.data import files
 from draem_jax.detection.predictions import Predictions, leave_out_own
+from draem_jax.detection.regions import Region
 from draem_jax.errors import UserError
 
 SETTINGS = {'model': '01234567', 'threshold': 0.02 + 0.05}
@@ -96,7 +98,10 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path, target):
     begin(tmp_path)
 
 
-@pytest.mark.parametrize('name', ['predictions.csv', 'overlays', 'maps'])
+@pytest.mark.parametrize(
+  'name',
+  ['predictions.csv', 'overlays', 'maps', 'predictions.json', 'regions.jsonl'],
+)
 def test_what_others_wrote_is_left_alone(tmp_path, name):
   (tmp_path / name).mkdir()
   with pytest.raises(UserError, match=f'{name} was not written by'):
@@ -219,7 +224,9 @@ def test_damaged_settings_are_named(tmp_path, text, words):
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('name', ['predictions.csv', 'predict.json'])
+@pytest.mark.parametrize(
+  'name', ['predictions.csv', 'predict.json', 'regions.jsonl']
+)
 @pytest.mark.parametrize('make', [os.mkdir, os.mkfifo])
 def test_what_is_no_file_is_named(tmp_path, name, make):
   with begin(tmp_path):
@@ -273,7 +280,7 @@ def test_all_is_as_readable_as_the_umask_says(tmp_path, umask):
   finally:
     os.umask(before)
   found = list((tmp_path / 'out').rglob('*'))
-  assert len(found) == 8
+  assert len(found) == 9
   for path in found:
     most = 0o777 if path.is_dir() else 0o666
     assert path.stat().st_mode & 0o777 == most & ~umask, path
@@ -310,3 +317,134 @@ def test_pictures_keep_their_place_and_their_values(tmp_path):
     assert image.mode.startswith('I;16')
     np.testing.assert_array_equal(image, levels)
   assert len([path for path in tmp_path.rglob('*y.jpg*')]) == 2
+
+
+REGION = Region(
+  box=(3, 4, 2, 1),
+  area=2,
+  peak=0.75,
+  polygon=((3.0, 4.5), (4.0, 4.0), (5.0, 4.5)),
+)
+NAMES = ['a.png', 'x\n"y".png', b'\xff.png'.decode('utf-8', 'surrogateescape')]
+
+
+def add_all(predictions, names=NAMES, *, first=0):
+  for index, name in enumerate(names, first):
+    score = 0.25 * index
+    regions = [REGION] * index
+    predictions.add_regions(name, size=(6, 9), score=score, regions=regions)
+    predictions.add(
+      name, score=score, is_anomalous=index > 0, area=2 * index / 54
+    )
+
+
+def test_regions_are_written_as_coco_has_them(tmp_path):
+  with begin(tmp_path) as predictions:
+    add_all(predictions)
+    predictions.write_regions()
+  found = json.loads((tmp_path / 'predictions.json').read_bytes())
+  assert found['info'] == SETTINGS
+  assert [image['file_name'] for image in found['images']] == NAMES
+  assert found['images'][1] == {
+    'id': 2,
+    'file_name': NAMES[1],
+    'height': 6,
+    'width': 9,
+    'score': 0.25,
+    'is_anomalous': True,
+  }
+  places = [(one['id'], one['image_id']) for one in found['annotations']]
+  assert places == [(1, 2), (2, 3), (3, 3)]
+  assert found['annotations'][0] == {
+    'id': 1,
+    'image_id': 2,
+    'category_id': 1,
+    'bbox': [3, 4, 2, 1],
+    'area': 2,
+    'peak': 0.75,
+    'segmentation': [[3, 4.5, 4, 4, 5, 4.5]],
+    'iscrowd': 0,
+  }
+  assert found['categories'] == [{'id': 1, 'name': 'anomaly'}]
+
+
+def test_regions_are_the_same_wherever_a_run_was_cut(tmp_path):
+  with begin(tmp_path) as predictions:
+    add_all(predictions)
+    predictions.write_regions()
+  written = [
+    tmp_path / name
+    for name in ('predictions.csv', 'regions.jsonl', 'predictions.json')
+  ]
+  whole = [path.read_bytes() for path in written]
+  rows = []
+  for count in range(len(NAMES) + 1):
+    with begin(tmp_path / str(count)) as predictions:
+      add_all(predictions, NAMES[:count])
+    rows.append((tmp_path / str(count) / 'predictions.csv').read_bytes())
+  for length in range(len(whole[1]) + 1):
+    notes = whole[1][:length]
+    lines = notes.count(b'\n')
+    # A note is written before its row.
+    for count in {lines, max(0, lines - 1)}:
+      written[0].write_bytes(rows[count])
+      written[1].write_bytes(notes)
+      written[2].unlink()
+      with begin(tmp_path) as predictions:
+        assert len(predictions.verdicts) == count
+        add_all(predictions, NAMES[count:], first=count)
+        predictions.write_regions()
+      assert [path.read_bytes() for path in written] == whole, length
+
+
+def test_rows_without_regions_are_told(tmp_path, caplog):
+  with begin(tmp_path) as predictions:
+    add(predictions, 'old.png')
+    add_all(predictions)
+    predictions.write_regions()
+  (line,) = caplog.messages
+  assert 'predictions.json lacks 1 of 4 images' in line
+  found = json.loads((tmp_path / 'predictions.json').read_bytes())
+  assert len(found['images']) == 3
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('{"file_name": \n', 'line 2'),
+    ('[]\n', 'line 2: it holds no object'),
+    ('{"file_name": "b.png"}\n', 'line 2: it has the fields file_name'),
+    (
+      '{"file_name": "b.png", "height": "6", "width": 9, "score": 0.5,'
+      ' "annotations": []}\n',
+      "line 2: height is '6'",
+    ),
+    (
+      '{"file_name": "b.png", "height": 6, "width": 9, "score": 0.5,'
+      ' "annotations": [{"bbox": []}]}\n',
+      'line 2: a region is',
+    ),
+  ],
+)
+def test_damaged_notes_are_named(tmp_path, text, words):
+  with begin(tmp_path) as predictions:
+    add_all(predictions, NAMES[:1])
+  path = tmp_path / 'regions.jsonl'
+  with path.open('a') as file:
+    file.write(text)
+  before = path.read_bytes()
+  with pytest.raises(UserError, match=r'regions.jsonl is damaged') as error:
+    Predictions(tmp_path, SETTINGS)
+  assert words in str(error.value) and '\n' not in str(error.value)
+  assert path.read_bytes() == before
+
+
+def test_a_folder_of_before_goes_on_without_boxes(tmp_path):
+  with begin(tmp_path):
+    pass
+  with begin(tmp_path, **{'choice of boxes': False}):
+    pass
+  with pytest.raises(
+    UserError, match=r'another choice of boxes True \(there F'
+  ):
+    Predictions(tmp_path, SETTINGS | {'choice of boxes': True})

@@ -1,6 +1,7 @@
 import contextlib
 import csv
 import errno
+import json
 import os
 import pathlib
 import subprocess
@@ -44,9 +45,12 @@ def write_image(path, *, size=(40, 60), square=None):
   return image
 
 
-def run(detector, folder, output):
+def run(detector, folder, output, **options):
+  found = find_images(str(folder))
   with contextlib.closing(Predictions(output, {})) as predictions:
-    return stream.score_files(detector, find_images(str(folder)), predictions)
+    broken = stream.score_files(detector, found, predictions, **options)
+    predictions.write_regions()
+    return broken
 
 
 def rows(output):
@@ -70,6 +74,17 @@ def test_what_is_written_of_an_image(detector, tmp_path):
   np.testing.assert_allclose(
     levels / 65535, found.anomaly_map[0], rtol=0, atol=0.51 / 65535
   )
+  table = json.loads((tmp_path / 'out' / 'predictions.json').read_bytes())
+  (region,) = found.regions[0]
+  (annotation,) = table['annotations']
+  assert annotation.items() >= region.as_dict().items()
+  assert region.area == found.mask.sum()
+  left, top, width, height = region.box
+  assert (left, top) == pytest.approx((20, 10), abs=1)
+  assert (width, height) == pytest.approx((20, 20), abs=1)
+  assert [image['id'] for image in table['images']] == [1, 2]
+  assert annotation['image_id'] == 2
+  assert np.float32(table['images'][1]['score']) == found.score[0]
   overlay = np.asarray(Image.open(tmp_path / 'out' / 'overlays/x/a.png'))
   expected = panels.heat_map_overlay(image, found.anomaly_map[0])
   expected = panels.draw_outline(expected, found.mask[0])
@@ -78,16 +93,36 @@ def test_what_is_written_of_an_image(detector, tmp_path):
     assert levels.size == (33, 70)
 
 
-def test_strips_do_not_show(detector, tmp_path, monkeypatch):
+@pytest.mark.parametrize('boxes', [False, True])
+def test_strips_do_not_show(detector, tmp_path, monkeypatch, boxes):
   write_image(tmp_path / 'in' / 'a.png', square=(10, 20, 20))
-  run(detector, tmp_path / 'in', tmp_path / 'whole')
+  run(detector, tmp_path / 'in', tmp_path / 'whole', with_boxes=boxes)
   monkeypatch.setattr(stream, '_STRIP', 7 * 60)
-  run(detector, tmp_path / 'in', tmp_path / 'strips')
-  whole, strips = (
-    (tmp_path / name / 'overlays' / 'a.png').read_bytes()
-    for name in ('whole', 'strips')
+  run(detector, tmp_path / 'in', tmp_path / 'strips', with_boxes=boxes)
+  for name in ('overlays/a.png', 'predictions.json', 'predictions.csv'):
+    whole, strips = (
+      (tmp_path / folder / name).read_bytes() for folder in ('whole', 'strips')
+    )
+    assert whole == strips
+
+
+def test_boxes_stand_around_what_is_anomalous(detector, tmp_path):
+  image = write_image(tmp_path / 'in' / 'a.png', square=(10, 20, 20))
+  run(detector, tmp_path / 'in', tmp_path / 'plain')
+  run(detector, tmp_path / 'in', tmp_path / 'boxes', with_boxes=True)
+  plain, boxes = (
+    np.asarray(Image.open(tmp_path / name / 'overlays' / 'a.png')).astype(int)
+    for name in ('plain', 'boxes')
   )
-  assert whole == strips
+  changed = (plain != boxes).any(axis=2)
+  rows, columns = np.nonzero(changed)
+  ((left, top, width, height),) = [
+    region.box for region in detector(image).regions[0]
+  ]
+  # Two pixels off, and one wide.
+  assert (columns.min(), columns.max()) == (left - 3, left + width + 2)
+  assert (rows.min(), rows.max()) == (top - 3, top + height + 2)
+  assert changed.sum() == 2 * (width + height + 10)
 
 
 def test_broken_files_are_told_counted_and_passed_over(
@@ -150,7 +185,7 @@ def test_what_is_not_kept_is_read_again(detector, tmp_path, monkeypatch):
     }
     for name in ('kept', 'again')
   )
-  assert kept == again and len(kept) == 10
+  assert kept == again and len(kept) == 12
 
 
 def test_a_file_that_changes_meanwhile_is_told(

@@ -159,33 +159,39 @@ def open_picture(path: str | os.PathLike[str]) -> Iterator[Picture]:
 
 
 @contextlib.contextmanager
-def decode(source: bytes | io.BufferedIOBase, name: str) -> Iterator[Picture]:
+def decode(
+  source: bytes | io.BufferedIOBase, name: str, *, max_pixels: int = MAX_PIXELS
+) -> Iterator[Picture]:
   """The picture in a file or its content, decoded while the block lasts.
 
   Args:
     source: content of the file, or the file at its begin.
     name: of the file, for the error.
+    max_pixels: above which it is too large.
 
   Raises:
     UserError: if this is no image, a broken or too large one.
   """
   file = io.BytesIO(source) if isinstance(source, bytes) else source
   with contextlib.ExitStack() as held:
-    picture = _decode(file, name, held)
+    picture = _decode(file, name, held, max_pixels)
     # Before its room is given back.
     held.callback(picture.release)
     yield picture
 
 
 def _decode(
-  file: io.BufferedIOBase, name: str, held: contextlib.ExitStack
+  file: io.BufferedIOBase,
+  name: str,
+  held: contextlib.ExitStack,
+  max_pixels: int,
 ) -> Picture:
   try:
     if file.seek(0, os.SEEK_END) == 0:
       raise UserError(f'{name} is empty (0 bytes): replace or remove it')
     file.seek(0)
     side_chunks.check(file, name)
-    return _load(file, name, held)
+    return _load(file, name, held, max_pixels)
   except (MemoryError, UserError):
     raise
   # Broken files make Pillow raise nearly anything.
@@ -195,7 +201,7 @@ def _decode(
       found = side_chunks.without(file.read(_MAX_BYTES))
       if found is not None:
         rest, exif = found
-        return _load(io.BytesIO(rest), name, held, exif)
+        return _load(io.BytesIO(rest), name, held, max_pixels, exif)
     except (MemoryError, UserError):
       raise
     except Exception:
@@ -212,16 +218,17 @@ def _load(
   file: io.BufferedIOBase,
   name: str,
   held: contextlib.ExitStack,
+  max_pixels: int,
   exif: bytes | None = None,
 ) -> Picture:
   """Decodes a file whose side chunks are sound, or gone but for `exif`."""
   with contextlib.ExitStack() as taken, _quiet:
     file.seek(0)
     image = Image.open(file, formats=_FORMATS)
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > max_pixels:
       raise UserError(
         f'{name} has {image.width}x{image.height} pixels, more than'
-        f' {MAX_PIXELS // 10**6} million: scale it down or cut it into pieces'
+        f' {max_pixels // 10**6} million: scale it down or cut it into pieces'
       )
     is_deep = _is_deep(image, file)
     cost = _cost(image)

@@ -10,6 +10,7 @@ images come from a prepared data set or from a folder.
 
 import copy
 import dataclasses
+import functools
 import logging
 import pathlib
 import zlib
@@ -24,6 +25,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from draem_jax import sizes
 from draem_jax.data import resizing
 from draem_jax.data.images import resize_bilinear
+from draem_jax.detection.regions import Region, find_regions
 from draem_jax.errors import UserError
 from draem_jax.networks import folding, models
 from draem_jax.score import IMAGE_SCORES, map_and_score
@@ -58,6 +60,11 @@ class Prediction:
   score: Float[np.ndarray, 'b']
   is_anomalous: Bool[np.ndarray, 'b']
   mask: Bool[np.ndarray, 'b h w']
+
+  @functools.cached_property
+  def regions(self) -> list[list[Region]]:
+    """Of each image those of its mask, the one of the highest peak first."""
+    return list(map(find_regions, self.anomaly_map, self.mask))
 
 
 class Detector:

@@ -22,13 +22,14 @@ from typing import TypeVar
 
 import numpy as np
 import tqdm
-from jaxtyping import Float, UInt8, UInt16
+from jaxtyping import Bool, Float, UInt8, UInt16
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from draem_jax import devices
 from draem_jax.data import encoded, files, images, resizing
 from draem_jax.detection.detector import Detector
 from draem_jax.detection.predictions import Predictions
+from draem_jax.detection.regions import Finder, Region
 from draem_jax.errors import UserError
 from draem_jax.pictures import panels
 
@@ -57,18 +58,29 @@ class _Picture:
 
 @dataclasses.dataclass
 class _Row:
-  """What the table says of an image."""
+  """What is written of an image beside its pictures."""
 
   name: str
   score: float
-  is_anomalous: bool
-  area: float
+  size: tuple[int, int]
+  regions: list[Region]
 
 
 def score_files(
-  detector: Detector, found: files.Found, predictions: Predictions
+  detector: Detector,
+  found: files.Found,
+  predictions: Predictions,
+  *,
+  with_boxes: bool = False,
 ) -> int:
-  """Scores the images that have no row; returns how many are unreadable."""
+  """Scores the images that have no row; returns how many are unreadable.
+
+  Args:
+    detector: of all of them.
+    found: the images.
+    predictions: where to write.
+    with_boxes: whether overlays have the boxes of the regions in them.
+  """
   names = [name for name in found.names if name not in predictions.verdicts]
   _log.info(
     'scoring %d of %d images in %s on %s; anomalous above %s (%s)',
@@ -87,7 +99,15 @@ def score_files(
     logging_redirect_tqdm([logging.getLogger('draem_jax')]),
     contextlib.closing(progress),
     contextlib.closing(
-      _score(detector, found.root, names, predictions, progress, bits_in_use)
+      _score(
+        detector,
+        found.root,
+        names,
+        predictions,
+        progress,
+        bits_in_use,
+        with_boxes,
+      )
     ) as rows,
   ):
     try:
@@ -96,13 +116,26 @@ def score_files(
           _log.warning('%s', row)
           progress.add_broken()
           continue
-        predictions.add(**dataclasses.asdict(row))
-        progress.add(row.is_anomalous)
+        _note(row, predictions)
+        progress.add(predictions.verdicts[row.name])
     finally:
       line = images.describe_depth(dict(sorted(bits_in_use.items())))
       if line:
         _log.warning('%s', line)
   return progress.broken
+
+
+def _note(row: _Row, predictions: Predictions) -> None:
+  predictions.add_regions(
+    row.name, size=row.size, score=row.score, regions=row.regions
+  )
+  area = sum(region.area for region in row.regions)
+  predictions.add(
+    row.name,
+    score=row.score,
+    is_anomalous=area > 0,
+    area=area / (row.size[0] * row.size[1]),
+  )
 
 
 def _score(
@@ -112,6 +145,7 @@ def _score(
   predictions: Predictions,
   progress: '_Progress',
   bits_in_use: dict[str, int],
+  with_boxes: bool,
 ) -> Iterator[_Row | UserError]:
   """Reads, scores and writes the pictures; the rows come in order.
 
@@ -168,12 +202,13 @@ def _score(
   def draw(
     picture: _Picture, shape: tuple[int, int], rows: Callable[..., np.ndarray]
   ) -> _Row:
-    drawing = _Drawing(detector, picture, shape, rows)
+    drawing = Drawing(detector, picture.anomaly_map, picture.score, shape)
     predictions.write_pictures(
-      picture.name, overlay=drawing.overlay(), levels=drawing.levels()
+      picture.name,
+      overlay=drawing.overlay(rows, with_boxes=with_boxes),
+      levels=drawing.levels(),
     )
-    area = drawing.count / (shape[0] * shape[1])
-    return _Row(picture.name, picture.score, area > 0, area)
+    return _Row(picture.name, picture.score, shape, drawing.regions)
 
   size = detector.batch_size
   with _pool(os.cpu_count() or 1) as pool, _pool(1) as device:
@@ -183,40 +218,59 @@ def _score(
     yield from _ahead(pool, write, scored, size)
 
 
-class _Drawing:
-  """The pictures of an image, strip by strip.
+class Drawing:
+  """What there is to see of an image, made strip by strip.
 
-  Attributes:
-    count: anomalous pixels in the strips of the overlay so far.
+  All is in its own pixels, and no array as large as it is made.
   """
 
   def __init__(
     self,
     detector: Detector,
-    picture: _Picture,
+    anomaly_map: Float[np.ndarray, 'h w'],
+    score: float,
     shape: tuple[int, int],
-    rows: Callable[..., np.ndarray],
   ):
-    self._detector, self._picture = detector, picture
-    self._shape, self._rows = shape, rows
+    """Takes what the detector says of it.
+
+    Args:
+      detector: with thresholds.
+      anomaly_map: of the image, at the networks' size.
+      score: of the image.
+      shape: the image's height and width.
+    """
+    self._detector, self._score = detector, score
+    self._small_map, self._shape = anomaly_map, shape
     # Most images are a single strip, of which the map is made once.
     self._map = functools.lru_cache(1)(self._make_map)
-    self.count = 0
 
-  def overlay(self) -> Iterator[UInt8[np.ndarray, 'h w 3']]:
-    """The image with its heat map, and the anomalous pixels outlined."""
-    peak = max(
-      float(self._map(begin, end).max()) for begin, end, _ in self._strips()
-    )
+  @functools.cached_property
+  def regions(self) -> list[Region]:
+    """The regions of its mask, the one of the highest peak first."""
+    finder = Finder()
+    if self._is_anomalous:
+      for begin, end, inner in self._strips():
+        anomaly_map = self._map(begin, end)[inner]
+        finder.add(anomaly_map, self._find_mask(anomaly_map))
+    return finder.regions()
+
+  def overlay(
+    self, rows: Callable[..., np.ndarray], *, with_boxes: bool = False
+  ) -> Iterator[UInt8[np.ndarray, 'h w 3']]:
+    """The image with its heat map, and the anomalous pixels outlined.
+
+    Args:
+      rows: gives the image's rows from one to before another.
+      with_boxes: whether the boxes of the regions are drawn, too.
+    """
+    boxes = [region.box for region in self.regions] if with_boxes else []
     for begin, end, inner in self._strips():
       anomaly_map = self._map(begin, end)
-      mask = self._detector.find_mask(
-        anomaly_map, self._picture.score, peak=peak
-      )
-      overlay = panels.heat_map_overlay(self._rows(begin, end), anomaly_map)
-      if mask.any():
-        overlay = panels.draw_outline(overlay, mask)
-      self.count += int(mask[inner].sum())
+      overlay = panels.heat_map_overlay(rows(begin, end), anomaly_map)
+      if self._is_anomalous:
+        overlay = panels.draw_outline(overlay, self._find_mask(anomaly_map))
+      if boxes:
+        panels.draw_boxes(overlay, boxes, top=begin, shape=self._shape)
       yield overlay[inner]
 
   def levels(self) -> Iterator[UInt16[np.ndarray, 'h w']]:
@@ -224,6 +278,22 @@ class _Drawing:
     for begin, end, inner in self._strips():
       anomaly_map = self._map(begin, end)[inner]
       yield (np.clip(anomaly_map, 0, 1) * 65535 + 0.5).astype(np.uint16)
+
+  @functools.cached_property
+  def _is_anomalous(self) -> bool:
+    return bool(self._detector.is_anomalous(np.array([self._score])).all())
+
+  @functools.cached_property
+  def _peak(self) -> float:
+    return max(
+      float(self._map(begin, end).max()) for begin, end, _ in self._strips()
+    )
+
+  def _find_mask(
+    self, anomaly_map: Float[np.ndarray, 'h w']
+  ) -> Bool[np.ndarray, 'h w']:
+    """The anomalous pixels of a strip of the map."""
+    return self._detector.find_mask(anomaly_map, self._score, peak=self._peak)
 
   def _strips(self) -> Iterator[tuple[int, int, slice]]:
     """Rows to look at, with one on each side to outline, and those meant."""
@@ -236,7 +306,7 @@ class _Drawing:
 
   def _make_map(self, begin: int, end: int) -> Float[np.ndarray, 'h w']:
     return images.resize_bilinear(
-      self._picture.anomaly_map[..., None],
+      self._small_map[..., None],
       self._shape,
       rows=slice(begin, end),
     )[..., 0]

@@ -22,6 +22,7 @@ from draem_jax.workdir import storage
 GOOD_COLOR = '#0072B2'
 ANOMALOUS_COLOR = '#D55E00'
 OUTLINE_COLOR = '#56E0FF'
+BOX_COLOR = '#009E73'
 
 _MARGIN = 16
 _GAP = 12
@@ -33,6 +34,9 @@ _SMALL_TILE = 176
 # Opacity of the heat map where the map is 1, and how fast it is reached.
 _MAX_OPACITY = 0.7
 _OPACITY_GAIN = 1.8
+
+# A box's line is the longer side by this.
+_BOX_SHARE = 400
 
 _Picture = UInt8[np.ndarray, 'h w 3'] | Float[np.ndarray, 'h w 3']
 
@@ -71,6 +75,19 @@ def heat_map_overlay(
   return (image * keep[levels] + add[levels]).astype(np.uint8)
 
 
+def overlay_colors() -> UInt8[np.ndarray, '256 4']:
+  """The color and opacity that `heat_map_overlay` lays over an image.
+
+  Of each level of the map, from 0 to 1.
+  """
+  keep, add = _overlay_tables()
+  opacity = 1 - keep
+  colors = (add - 0.5) / np.maximum(opacity, 1e-6)
+  return np.round(np.concatenate([colors, 255 * opacity], axis=1)).astype(
+    np.uint8
+  )
+
+
 def colorize(
   anomaly_map: Float[np.ndarray, 'h w'],
 ) -> UInt8[np.ndarray, 'h w 3']:
@@ -97,6 +114,41 @@ def draw_outline(
   around = ndimage.binary_dilation(mask, np.ones((3, 3))) & ~mask
   picture[around] = ImageColor.getrgb(OUTLINE_COLOR)
   return picture
+
+
+def draw_boxes(
+  picture: UInt8[np.ndarray, 'h w 3'],
+  boxes: Sequence[tuple[int, int, int, int]],
+  *,
+  top: int = 0,
+  shape: tuple[int, int] | None = None,
+) -> None:
+  """Draws frames around boxes into a picture, or into a strip of one.
+
+  They keep some distance, so that what is inside stays visible.
+
+  Args:
+    picture: the picture or strip, which is changed.
+    boxes: left, top, width and height of each, in pixels of the whole picture.
+    top: the strip's first row in the picture.
+    shape: the whole picture's height and width; those of `picture` by default.
+  """
+  height, width = shape or picture.shape[:2]
+  line = max(1, round(max(height, width) / _BOX_SHARE))
+  gap = 2 * line
+  for left, upper, box_width, box_height in boxes:
+    # Of a box at the border the frame stays inside the picture.
+    x0, y0 = max(left - gap - line, 0), max(upper - gap - line, 0)
+    x1 = min(left + box_width + gap + line, width)
+    y1 = min(upper + box_height + gap + line, height)
+    for rows, columns in (
+      ((y0, y0 + line), (x0, x1)),
+      ((y1 - line, y1), (x0, x1)),
+      ((y0, y1), (x0, x0 + line)),
+      ((y0, y1), (x1 - line, x1)),
+    ):
+      begin, end = (max(row - top, 0) for row in rows)
+      picture[begin:end, slice(*columns)] = ImageColor.getrgb(BOX_COLOR)
 
 
 def panel(

@@ -54,13 +54,41 @@ def page(*, title: str, body: str, script: str = '', data: Any = None) -> str:
   Raises:
     ValueError: if `data` holds NaN or infinity, which JSON has no word for.
   """
-  code = '\n' + _read(script) if script else ''
+  return assemble(
+    title=title, body=body, code=_read(script) if script else '', data=data
+  )
+
+
+def assemble(
+  *,
+  title: str,
+  body: str,
+  code: str = '',
+  style: str = '',
+  data: Any = None,
+  sources: str = 'img-src data:',
+) -> str:
+  """A whole document of parts that are no files of this package.
+
+  Args:
+    title: plain text.
+    body: HTML.
+    code: the script, if there is one.
+    style: what follows the report's own style sheet.
+    data: what the script reads, as plain values.
+    sources: what may be loaded, as a content security policy has it.
+
+  Raises:
+    ValueError: if `data` holds NaN or infinity, which JSON has no word for.
+  """
+  code = '\n' + code if code else ''
   digest = hashlib.sha256(code.encode()).digest()
   return fill(
     'page.html',
     title=escape(title),
+    sources=sources,
     script_hash=base64.b64encode(digest).decode(),
-    style=f':root {{{_colors()}}}\n{_read("report.css")}',
+    style=f':root {{{_colors()}}}\n{_read("report.css")}{style}',
     body=body,
     data=_embedded_json(data),
     script=code,

@@ -1,0 +1,1 @@
+"""A service that scores pictures over HTTP, and its page."""

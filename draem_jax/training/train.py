@@ -396,12 +396,16 @@ def train(
   )
   pending = []
   try:
+    if writer and first < trainer.num_steps:
+      writer.progress.start()
     with interrupt.SignalWatch() as watch:
       for step in range(first + 1, trainer.num_steps + 1):
         # What goes to the devices unasked would make them wait for the host.
         with profiler.before(step), jax.transfer_guard('disallow'):
           state, metrics = trainer.step(state, step - 1)
         profiler.after(step, state)
+        if writer:
+          writer.progress.hand_over(step, metrics['loss'])
         pending.append(metrics)
         last = step == trainer.num_steps
         # Looked at once a step: a signal may come at any line of it.

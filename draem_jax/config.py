@@ -308,9 +308,14 @@ FIELDS = {
     lambda value: _is_number(value) and (value == -1 or 0 <= value < 1),
     'take 0 to below 1, or -1 to let the category decide',
   ),
+  # Steps from one evaluation on simulated anomalies to the next; 0: none.
+  'eval.every': _whole(0, 0, shapes_weights=False),
   # Of the scores of good images, and of their pixels.
   'eval.threshold_quantile': _share(0.99, shapes_weights=False),
   'eval.pixel_quantile': _share(0.9999, shapes_weights=False),
+  # So many evaluations without a better pixel AP end the run, and the best
+  # weights are kept; 0: the last ones are.
+  'stop_when_flat': _whole(0, 0),
   'log_every': _whole(50, 1, shapes_weights=False),
   'panel_every': _whole(1000, 1, shapes_weights=False),
   'checkpoint_every': _whole(1000, 1, shapes_weights=False),
@@ -390,6 +395,11 @@ def check(config: Mapping[str, Any]) -> None:
       ' variance: take 2 or more, or larger images'
     )
   Options(**config['simulator'])
+  if config['stop_when_flat'] and not config['eval']['every']:
+    raise UserError(
+      f'config.stop_when_flat={config["stop_when_flat"]} counts evaluations'
+      ' while it trains, and there are none: set config.eval.every'
+    )
   _check_outputs(config)
 
 

@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +22,8 @@ from jaxtyping import Array, Int, UInt8
 from draem_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+
+_Number = TypeVar('_Number', int, float)
 
 
 def start_distributed() -> None:
@@ -143,11 +146,17 @@ def max_over_processes(number: int) -> int:
   return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
-def main_process_says(number: int) -> int:
-  """The number that the main process calls this with; every process must."""
-  if jax.process_count() == 1:
-    return number
-  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+def main_process_says(number: _Number) -> _Number:
+  """The number that the main process calls this with; every process must.
+
+  Args:
+    number: a whole one of 32 bits, or a float, which comes back in 32 bits.
+  """
+  as_bits = np.int32 if isinstance(number, int) else np.float32
+  told = as_bits(number)
+  if jax.process_count() > 1:
+    told = multihost_utils.broadcast_one_to_all(told)
+  return type(number)(told)
 
 
 def wait_for_processes(name: str) -> None:

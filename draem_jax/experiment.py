@@ -91,12 +91,15 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     devices.replicated(mesh),
     max_device_share=config['data']['max_device_share'],
   )
+  good = _threshold_images(category, kept, held_out)
   trainer = train.Trainer(
     config,
     images=placed['training images'],
     textures=placed['textures'],
     mesh=mesh,
+    eval_images=good['good_images'],
   )
+  _tell_of_evaluations(config, good['source'])
   state, lines = train.train(trainer, workdir)
   row = {}
   if devices.is_main_process():
@@ -106,7 +109,9 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
       category,
       trainer=trainer,
       variables=jax.device_get(state.evaluated),
-      **_threshold_images(category, kept, held_out),
+      **good,
+      steps=int(state.step),
+      best_step=None if state.record is None else int(state.record['step']),
       lines=lines,
     )
   # Whoever leaves a cluster early takes the others along.
@@ -252,6 +257,19 @@ def _threshold_images(
   return {'good_images': chosen, 'source': source}
 
 
+def _tell_of_evaluations(config: Mapping[str, Any], source: str) -> None:
+  """Says what a run is evaluated on while it trains, if it is."""
+  if not config['eval']['every']:
+    return
+  is_trained_on = source.endswith('of the training')
+  _log.info(
+    'every %d steps: evaluated on %s, with simulated anomalies%s',
+    config['eval']['every'],
+    source,
+    is_trained_on * ' (config.eval.holdout keeps some out of it)',
+  )
+
+
 def _evaluate(
   config: Mapping[str, Any],
   workdir: pathlib.Path,
@@ -261,6 +279,8 @@ def _evaluate(
   variables: Mapping[str, Any],
   good_images: UInt8[np.ndarray, 'n h w 3'],
   source: str,
+  steps: int,
+  best_step: int | None,
   lines: writer.Writer,
 ) -> dict[str, Any]:
   """Chooses the thresholds, evaluates and writes; returns the row."""
@@ -285,14 +305,13 @@ def _evaluate(
     detector, category, mask_threshold=config['eval']['mask_threshold']
   )
   failure = train.find_divergence(config, lines.lines)
-  failure = failure or evaluate.find_blindness(
-    evaluation, steps=trainer.num_steps
-  )
+  failure = failure or evaluate.find_blindness(evaluation, steps=steps)
   row = results.write(
     workdir,
     evaluation,
     networks=config['model']['name'],
-    steps=trainer.num_steps,
+    steps=steps,
+    best_step=best_step,
     failure=failure,
     timing={
       'train_seconds': round(lines.seconds, 1),
@@ -301,7 +320,7 @@ def _evaluate(
     },
   )
   drawings.draw(workdir / 'figures', evaluation)
-  report.write_report(workdir, evaluation, row)
+  report.write_report(workdir, evaluation, row, lines=lines.lines)
   return row
 
 
@@ -376,7 +395,7 @@ def reads_textures(config: Mapping[str, Any]) -> bool:
   """Whether the simulator looks at images of textures at all."""
   simulator = config['simulator']
   return bool(
-    simulator['anomaly_probability']
+    (simulator['anomaly_probability'] or config['eval']['every'])
     and TEXTURES[simulator['texture']].reads_images
   )
 

@@ -182,6 +182,42 @@ def test_an_average_is_restored_beside_what_is_trained(tmp_path):
   assert_equal(restore(tmp_path)[1], make_state(1))
 
 
+def with_best(state, best):
+  """The state with the variables of step `best` kept as the best."""
+  record = {'step': jnp.int32(best), 'pixel_ap': jnp.float32(0.3)}
+  record = jax.device_put(record, one_device())
+  return state.replace(best=make_state(best).variables, record=record)
+
+
+def restore_with_best(folder, average=None):
+  checkpointer = checkpoint.Checkpointer(folder, keep=3)
+  shapes = train.abstract(with_best(make_state(0, average=average), 0))
+  _, state = checkpointer.restore_latest(shapes)
+  checkpointer.close()
+  return state
+
+
+@pytest.mark.parametrize('average', [None, 7])
+def test_the_best_is_restored_beside_what_is_trained(tmp_path, average):
+  expected = with_best(make_state(3, average=average), 2)
+  checkpointer = checkpoint.Checkpointer(tmp_path, keep=3)
+  checkpointer.save(3, expected, expected.evaluated)
+  checkpointer.close()
+  assert_equal(restore_variables(tmp_path), make_state(2).variables)
+  assert_equal(restore_with_best(tmp_path, average and 0), expected)
+  reader = ocp.StandardCheckpointer()
+  state = reader.metadata(tmp_path / '3' / 'state').item_metadata
+  assert 'best' not in state and ('ema' in state) == bool(average)
+
+
+@pytest.mark.parametrize('average', [None, 7])
+def test_before_an_evaluation_there_is_no_best(tmp_path, average):
+  save(tmp_path, 3, average=average)
+  state = restore_with_best(tmp_path, average and 0)
+  assert_equal(state, make_state(3, average=average))
+  assert state.best is None and state.record is None
+
+
 @pytest.mark.parametrize('write', [save, save_as_before])
 def test_an_average_starts_from_the_parameters(tmp_path, write):
   write(tmp_path, 1)

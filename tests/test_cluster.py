@@ -40,6 +40,8 @@ def settings(tmp_path):
     'model.discriminative_width': 2,
     'log_every': 1,
     'panel_every': 20,
+    'eval.every': 15,
+    'stop_when_flat': 2,
   }
 
 

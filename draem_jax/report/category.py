@@ -2,7 +2,7 @@
 
 import pathlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ def write_report(
   workdir: str | pathlib.Path,
   evaluation: Evaluation,
   row: Mapping[str, Any],
+  *,
+  lines: Sequence[Mapping[str, float]] = (),
 ) -> pathlib.Path:
   """Writes `report.html`, which needs no other file and no network.
 
@@ -38,6 +40,8 @@ def write_report(
     workdir: the folder of the run; its config is told when it is there.
     evaluation: of its test split.
     row: of the run, as `results.write` returns it.
+    lines: of its `metrics.jsonl`; without evaluations while it trained, the
+      report has no section on them.
 
   Returns:
     The path of the file.
@@ -62,6 +66,7 @@ def write_report(
     comparability=details.comparability(row, config),
     systems=numbers.systems_section(systems.beside_category(row)),
     test=sections,
+    training=_training_section(lines),
     details=details.run(
       row,
       config,
@@ -134,6 +139,33 @@ def _sections(evaluation: Evaluation, threshold_note: str) -> str:
     defects=options,
     left_out=left_out,
     tiles=_tiles(evaluation),
+  )
+
+
+def _training_section(lines: Sequence[Mapping[str, float]]) -> str:
+  """The section on the evaluations while it trained; empty without any."""
+  lines = [line for line in lines if 'eval_pixel_ap' in line]
+  if not lines:
+    return ''
+  return document.fill(
+    'training.html',
+    accuracy=charts.while_training(
+      lines,
+      'Found on simulated anomalies',
+      {
+        'images': ('eval_image_auroc', 'image AUROC'),
+        'pixels': ('eval_pixel_ap', 'pixel AP'),
+      },
+      end=1.0,
+    ),
+    loss=charts.while_training(
+      lines,
+      'Loss',
+      {
+        'images': ('loss', 'in training'),
+        'pixels': ('eval_loss', 'on simulated anomalies'),
+      },
+    ),
   )
 
 

@@ -146,6 +146,52 @@ def histogram(
   return _plot(shapes, label, x_ticks, y_ticks)
 
 
+def while_training(
+  lines: Sequence[Mapping[str, float]],
+  title: str,
+  curves: Mapping[str, tuple[str, str]],
+  *,
+  end: float | None = None,
+) -> str:
+  """The chart of some values over the steps of a training.
+
+  Args:
+    lines: of `metrics.jsonl`, one at least, each with these values.
+    title: of the chart.
+    curves: the key and the name of each value, by its class in the style sheet.
+    end: of the axis of values, which begins at 0; by default the largest one.
+  """
+  last = lines[-1]['step']
+  keys = [key for key, _ in curves.values()]
+  end = end or max([line[key] for line in lines for key in keys] + [1e-6])
+  shapes, entries = '', []
+  for kind, (key, name) in curves.items():
+    points = ' '.join(
+      _point(line['step'] / last, line[key] / end) for line in lines
+    )
+    shapes += f'<path class="curve {kind}" d="M{points}"/>'
+    entries.append((kind, f'{name}, {lines[-1][key]:.3g} at the end'))
+  x_step = max(_nice(last / 4), 1)
+  x_ticks = {
+    100 * number * x_step / last: f'{number * x_step:.6g}'
+    for number in range(math.floor(last / x_step + 1e-9) + 1)
+  }
+  y_step = _nice(end / 5)
+  y_ticks = {
+    100 - 100 * number * y_step / end: f'{number * y_step:.3g}'
+    for number in range(math.floor(end / y_step + 1e-9) + 1)
+  }
+  label = f'{title}: {", ".join(text for _, text in entries)}'
+  legend = ''.join(
+    f'<li class="{kind}">{escape(text)}</li>' for kind, text in entries
+  )
+  return (
+    f'<figure class="chart">\n<figcaption>{title}</figcaption>\n'
+    f'{_plot(shapes, label, x_ticks, y_ticks)}\n<p class="axis end">Step</p>\n'
+    f'<ul class="legend">{legend}</ul>\n</figure>'
+  )
+
+
 def _curve_chart(
   name: str, title: str, x: str, y: str, shapes: str, legend: dict[str, str]
 ) -> str:

@@ -35,7 +35,10 @@ from draem_jax.workdir.thresholds import is_share
 _RESULTS, _TIMING = 'results.json', 'timing.json'
 _WORDS = 'category', 'networks', 'threshold_source', 'device', 'failure'
 _SHARES = 'threshold', 'f1', 'best_f1'
-_NUMBERS = 'steps', 'train_seconds', 'images_per_second', 'best_f1_threshold'
+_NUMBERS = (
+  *('steps', 'best_step', 'train_seconds', 'images_per_second'),
+  'best_f1_threshold',
+)
 # What two thresholds do, the detector's and the one of best F1. It stands in a
 # table in the place of pixel metrics where no category has any.
 AT_THRESHOLDS = {key: RATES[key].short for key in PAPER_RATES} | {
@@ -50,6 +53,7 @@ def write(
   networks: str = 'draem',
   steps: int,
   timing: Mapping[str, Any],
+  best_step: int | None = None,
   failure: str | None = None,
 ) -> dict[str, Any]:
   """Writes `results.json`, `predictions.csv` and `timing.json`.
@@ -61,6 +65,7 @@ def write(
     steps: number of steps it was trained.
     timing: what was measured of the machine: `train_seconds`,
       `images_per_second` and `device`.
+    best_step: the step whose weights are evaluated, if that is not the last.
     failure: why the training came to nothing, in words, if it did.
 
   Returns:
@@ -72,6 +77,7 @@ def write(
     'networks': networks,
     'steps': steps,
   }
+  content |= {} if best_step is None else {'best_step': best_step}
   content |= evaluation.results()
   content |= {'failure': failure} if failure else {}
   storage.write_json(workdir / _RESULTS, content)

@@ -3,10 +3,11 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 # Labels that keep the streams of random numbers of one seed apart.
-_STEP_STREAM, _EPOCH_STREAM, _MASKS_STREAM = 0, 1, 2
+_STEP_STREAM, _EPOCH_STREAM, _MASKS_STREAM, _EVAL_STREAM = 0, 1, 2, 3
 
 
 @flax.struct.dataclass
@@ -77,3 +78,35 @@ def masks_key(seed: int, step: Int[Array, ''] | int) -> Key[Array, '']:
   """
   run_key = jax.random.key(seed)
   return jax.random.fold_in(jax.random.fold_in(run_key, _MASKS_STREAM), step)
+
+
+def sample_evaluation(
+  seed: int,
+  places: Int[Array | np.ndarray, 'b'],
+  *,
+  num_images: int,
+  num_textures: int,
+) -> Sample:
+  """Samples examples to evaluate a training on, the same all along.
+
+  A function of the seed and the place alone. Every image once, in an order of
+  chance, before any comes again.
+
+  Args:
+    seed: of the run.
+    places: the places of the examples among all, from 0.
+    num_images: anomaly-free images to sample from.
+    num_textures: anomaly textures to sample from, with replacement.
+  """
+  key = jax.random.fold_in(jax.random.key(seed), _EVAL_STREAM)
+  order = jax.random.permutation(jax.random.fold_in(key, 0), num_images)
+  places_key = jax.random.fold_in(key, 1)
+  keys = jax.vmap(lambda i: jax.random.fold_in(places_key, i))(places)
+  texture_keys, example_keys = jax.vmap(
+    lambda key: jax.random.split(key), out_axes=1
+  )(keys)
+  textures = jax.vmap(lambda key: jax.random.randint(key, (), 0, num_textures))(
+    texture_keys
+  )
+  images = order[jnp.asarray(places) % num_images]
+  return Sample(images=images, textures=textures, keys=example_keys)

@@ -31,6 +31,10 @@ class TrainState:
   opt_state: optax.OptState
   # An average of the variables over the steps, if one is kept.
   ema: dict[str, PyTree[Float[_Leaf, '...']]] | None = None
+  # The variables of the best evaluation so far, if they are kept, and that
+  # evaluation: its `step` and its `pixel_ap`. A step leaves both as they are.
+  best: dict[str, PyTree[Float[_Leaf, '...']]] | None = None
+  record: dict[str, _Leaf] | None = None
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -38,9 +42,14 @@ class TrainState:
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
   @property
-  def evaluated(self) -> dict[str, Any]:
-    """What the networks are evaluated with: the average, if there is one."""
+  def current(self) -> dict[str, Any]:
+    """The average of the variables, if there is one, or they themselves."""
     return self.variables if self.ema is None else self.ema
+
+  @property
+  def evaluated(self) -> dict[str, Any]:
+    """What the networks are evaluated with: the best, if these are kept."""
+    return self.current if self.best is None else self.best
 
 
 def init_state(

@@ -1,6 +1,7 @@
 """A run: its compiled step, its state, and the loop that drives them."""
 
 import collections
+import contextlib
 import logging
 import math
 import pathlib
@@ -22,7 +23,7 @@ from draem_jax.networks import models
 from draem_jax.pictures import panels
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
-from draem_jax.training import feeding, profiling, sampling
+from draem_jax.training import feeding, profiling, sampling, simulated
 from draem_jax.training import writer as writer_lib
 from draem_jax.training.step import (
   Recipe,
@@ -208,6 +209,7 @@ class Trainer:
     images: UInt8[Array | np.ndarray, 'n h w 3'],
     textures: UInt8[Array | np.ndarray | OnDemand, 't h w 3'],
     mesh: Mesh | None = None,
+    eval_images: UInt8[np.ndarray, 'k h w 3'] | None = None,
   ):
     """Compiles nothing yet.
 
@@ -217,6 +219,8 @@ class Trainer:
         drawn from inside the step; from anything else each batch is fed.
       textures: anomaly textures, likewise.
       mesh: over every device by default.
+      eval_images: good images that get simulated anomalies, to evaluate on
+        while it trains; those it trains on by default.
     """
     self.config = config
     self.mesh = mesh or devices.make_mesh(config['batch_size'])
@@ -226,6 +230,7 @@ class Trainer:
     self.schedule = make_schedule(config, self.num_steps)
     self.optimizer = make_optimizer(self.schedule, config['optimizer'])
     self.images, self.textures = images, textures
+    self._eval_images = images if eval_images is None else eval_images
     self._everywhere = devices.replicated(self.mesh)
     # On a device of this process alone: a thread asks when it likes.
     self._sample = jax.jit(self._sample_batch)
@@ -268,14 +273,30 @@ class Trainer:
     self, state: TrainState, step: int
   ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
     """Runs step number `step`; `state` is donated."""
+    kept = {'best': state.best, 'record': state.record}
+    state = state.replace(best=None, record=None)
     if not self._feeder:
-      return self._step(state, self.images, self.textures)
+      state, metrics = self._step(state, self.images, self.textures)
+      return state.replace(**kept), metrics
     # Batches that wait on the devices take room there.
     if len(self._unfinished) == feeding.AHEAD:
       jax.block_until_ready(self._unfinished.popleft())
     state, metrics = self._step(state, *self._feeder.take(step))
     self._unfinished.append(metrics)
-    return state, metrics
+    return state.replace(**kept), metrics
+
+  def make_evaluator(self) -> simulated.Evaluator | None:
+    """What evaluates while it trains; None where nothing shall."""
+    if not self.config['eval']['every']:
+      return None
+    return simulated.Evaluator(
+      self.model,
+      self.config,
+      images=self._eval_images,
+      textures=self.textures,
+      num_steps=self.num_steps,
+      mesh=self.mesh,
+    )
 
   def close(self) -> None:
     """Ends what reads ahead; another step would begin it anew."""
@@ -356,6 +377,10 @@ def train(
 ) -> tuple[TrainState, writer_lib.Writer | None]:
   """Trains to the last step, from the newest checkpoint if there is one.
 
+  With `config.stop_when_flat` the last step is the one where so many
+  evaluations have found nothing better, and every checkpoint has the variables
+  of the best one as those that are evaluated.
+
   Returns:
     The state after the last step, and the (closed) writer; None for the writer
     in the processes of a cluster that do not write.
@@ -370,7 +395,10 @@ def train(
     workdir / 'checkpoints', keep=config['keep_checkpoints']
   )
   state = trainer.init_state()
-  restored = checkpointer.restore_latest(abstract(state))
+  shapes = abstract(state)
+  if config['stop_when_flat']:
+    shapes = _with_best(shapes)
+  restored = checkpointer.restore_latest(shapes)
   first, state = restored or (0, state)
   if not restored and not trainer.num_steps:
     raise UserError(
@@ -379,8 +407,10 @@ def train(
     )
   if restored:
     _log.info('going on from %s', checkpointer.folder / str(first))
-  saves = -(-(trainer.num_steps - first) // config['checkpoint_every'])
-  checkpointer.check_room(state, state.evaluated, saves=saves)
+  end = first if _is_flat(config, state, first) else trainer.num_steps
+  saves = -(-(end - first) // config['checkpoint_every'])
+  checkpointer.check_room(shapes, shapes.evaluated, saves=saves)
+  evaluator = trainer.make_evaluator() if first < end else None
   writer = None
   if devices.is_main_process():
     writer = writer_lib.Writer(
@@ -397,23 +427,36 @@ def train(
   )
   pending = []
   try:
+    if writer and first < end:
+      writer.progress.start()
     with interrupt.SignalWatch() as watch:
-      for step in range(first + 1, trainer.num_steps + 1):
+      for step in range(first + 1, end + 1):
         # What goes to the devices unasked would make them wait for the host.
         with profiler.before(step), jax.transfer_guard('disallow'):
           state, metrics = trainer.step(state, step - 1)
         profiler.after(step, state)
+        if writer:
+          writer.progress.hand_over(step, metrics['loss'])
         pending.append(metrics)
-        last = step == trainer.num_steps
+        last = step == end
+        evaluates = evaluator and (last or not step % config['eval']['every'])
         # Looked at once a step: a signal may come at any line of it.
         stop = _agree_to_stop(watch.caught, step)
         save = last or stop or step % config['checkpoint_every'] == 0
         panel = last or step % config['panel_every'] == 0
-        if save or panel or step % config['log_every'] == 0:
+        if save or panel or evaluates or step % config['log_every'] == 0:
           values = _check_finite(pending, step, checkpointer)
-          if save:
+          if save or evaluates:
             _check_finite_weights(state, step, checkpointer)
           values['learning_rate'] = float(trainer.schedule(step - 1))
+          if evaluates:
+            with writer.away() if writer else contextlib.nullcontext():
+              found = _evaluate(evaluator, state, step, checkpointer)
+            values |= {f'eval_{name}': value for name, value in found.items()}
+            if config['stop_when_flat']:
+              state = _keep_best(state, step, found['pixel_ap'])
+            if _is_flat(config, state, step):
+              last = save = panel = True
           if writer:
             writer.write(step, values)
           pending = []
@@ -428,7 +471,10 @@ def train(
             f'stopped and saved at step {step}: the same command goes on from'
             ' there',
           )
+        if last:
+          break
     checkpointer.wait()
+    _tell_of_best(state, trainer.num_steps)
   finally:
     trainer.close()
     profiler.close()
@@ -446,6 +492,67 @@ def _agree_to_stop(signal_number: int, step: int) -> int:
   if jax.process_count() > 1 and step % _AGREE_EVERY:
     return 0
   return devices.max_over_processes(signal_number)
+
+
+def _evaluate(
+  evaluator: simulated.Evaluator,
+  state: TrainState,
+  step: int,
+  checkpointer: checkpoint.Checkpointer,
+) -> dict[str, float]:
+  found = evaluator(state.current, step)
+  if not np.isfinite(list(found.values())).all():
+    _fail_at(step, 'evaluation is not finite', checkpointer)
+  return found
+
+
+def _with_best(shapes: TrainState) -> TrainState:
+  """The shapes of a state that keeps the variables of the best evaluation."""
+  number = jax.ShapeDtypeStruct((), jnp.float32, sharding=shapes.step.sharding)
+  return shapes.replace(
+    best=jax.tree.map(lambda shape: shape, shapes.current),
+    record={'step': shapes.step, 'pixel_ap': number},
+  )
+
+
+# A step is given the memory of what it changes.
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+def _keep_best(state: TrainState, step: int, pixel_ap: float) -> TrainState:
+  """The state with what was just evaluated kept, if none was better."""
+  # As it is stored, and the same in all processes of a cluster.
+  pixel_ap = devices.main_process_says(pixel_ap)
+  if state.record and pixel_ap <= float(state.record['pixel_ap']):
+    return state
+  record = {'step': np.int32(step), 'pixel_ap': np.float32(pixel_ap)}
+  return state.replace(
+    best=_copy(state.current),
+    record=jax.device_put(record, state.step.sharding),
+  )
+
+
+def _is_flat(config: Mapping[str, Any], state: TrainState, step: int) -> bool:
+  """Whether `config.stop_when_flat` evaluations have found nothing better."""
+  if not config['stop_when_flat'] or state.record is None:
+    return False
+  evaluations = (step - int(state.record['step'])) // config['eval']['every']
+  return evaluations >= config['stop_when_flat']
+
+
+def _tell_of_best(state: TrainState, num_steps: int) -> None:
+  """Says which step the variables that are kept come from, if any are."""
+  if state.record is None:
+    return
+  step, best = int(state.step), int(state.record['step'])
+  ended = 'trained to the end'
+  if step < num_steps:
+    ended = f'ended at step {step} of {num_steps}, since nothing got better'
+  _log.info(
+    '%s: the weights of step %d are kept, with a pixel AP of %.1f %% on'
+    ' simulated anomalies',
+    *(ended, best, 100 * float(state.record['pixel_ap'])),
+  )
 
 
 def find_divergence(
@@ -487,7 +594,7 @@ def _check_finite_weights(
 
   The loss of a step is from before its update.
   """
-  if not _are_finite((state.params, state.evaluated)):
+  if not _are_finite((state.params, state.current)):
     _fail_at(step, 'weights are not finite', checkpointer)
 
 

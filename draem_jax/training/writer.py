@@ -1,18 +1,19 @@
 """What a run says of itself while it trains: lines, a bar, curves, panels."""
 
+import contextlib
 import json
 import logging
 import pathlib
-import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tqdm
 from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 
+from draem_jax.training.progress import Progress
 from draem_jax.workdir import storage
 
 _log = logging.getLogger(__name__)
@@ -23,7 +24,12 @@ class Writer:
 
   Every line of `metrics.jsonl` holds the means since the line before: `step`,
   `seconds` (of training, over all starts), `images_per_second`,
-  `learning_rate` and the losses.
+  `learning_rate` and the losses. A line of a step that was evaluated on
+  simulated anomalies has what was found, too, by names that begin with `eval_`.
+
+  Attributes:
+    lines: those of the file.
+    progress: what is shown of the run.
   """
 
   def __init__(
@@ -45,7 +51,6 @@ class Writer:
     text = ''.join(json.dumps(line) + '\n' for line in self.lines)
     storage.write_text(self._path, text)
     self._batch_size = batch_size
-    self._num_steps = num_steps
     self._seconds = self.lines[-1]['seconds'] if self.lines else 0.0
     self._step = first_step
     self._time = time.monotonic()
@@ -58,13 +63,8 @@ class Writer:
       purge_step=first_step + 1,
       max_queue=1000,
     )
-    self._bar = tqdm.tqdm(
-      total=num_steps,
-      initial=first_step,
-      unit='step',
-      smoothing=0.1,
-      disable=not sys.stderr.isatty(),
-      dynamic_ncols=True,
+    self.progress = Progress(
+      first_step=first_step, num_steps=num_steps, batch_size=batch_size
     )
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -89,8 +89,8 @@ class Writer:
     if not self._lost_events:
       for name, value in line.items():
         if name not in ('step', 'seconds'):
-          self._events.add_scalar(f'train/{name}', value, step)
-    self._show(step, values['loss'], rate)
+          self._events.add_scalar(_tag(name), value, step)
+    self.progress.show(step, values['loss'], rate)
     self._step, self._time = step, now
 
   def write_panel(self, step: int, panel: UInt8[np.ndarray, 'h w 3']) -> None:
@@ -101,10 +101,19 @@ class Writer:
   def skip_time(self) -> None:
     """Leaves the time since the last line out of the training time."""
     self._time = time.monotonic()
+    self.progress.restart()
+
+  @contextlib.contextmanager
+  def away(self) -> Iterator[None]:
+    """Leaves the time within out of the training time."""
+    left_at = time.monotonic()
+    with self.progress.away():
+      yield
+    self._time += time.monotonic() - left_at
 
   def close(self) -> None:
     """Flushes and closes everything."""
-    self._bar.close()
+    self.progress.close()
     threading.excepthook = self._hook
     if not self._lost_events:
       try:
@@ -131,18 +140,12 @@ class Writer:
     """Seconds of training so far, over all starts of the run."""
     return self._seconds
 
-  def _show(self, step: int, loss: float, rate: float) -> None:
-    if not self._bar.disable:
-      self._bar.set_postfix_str(
-        f'loss {loss:.4f}, {rate:.1f} images/s', refresh=False
-      )
-      self._bar.update(step - self._bar.n)
-      return
-    left = (self._num_steps - step) * self._batch_size / rate
-    _log.info(
-      'step %d/%d: loss %.4f, %.1f images/s, %s left',
-      *(step, self._num_steps, loss, rate, tqdm.tqdm.format_interval(left)),
-    )
+
+def _tag(name: str) -> str:
+  """What TensorBoard calls a value of a line."""
+  if name.startswith('eval_'):
+    return name.replace('_', '/', 1)
+  return f'train/{name}'
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:

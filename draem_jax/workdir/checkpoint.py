@@ -3,7 +3,8 @@
 A checkpoint is a folder named by its step that holds two items: `variables`
 (`params` and `batch_stats`), which is what is evaluated, and `state`, which is
 the rest of what going on needs. Where `variables` are the parameters that are
-trained, `state` holds none; where they are an average of them, it does.
+trained, `state` holds none; where they are an average of them, or the best so
+far, it does.
 Checkpoints of earlier versions hold the whole state as one item, `default`.
 
 The item `checksums` has one of each array, for orbax keeps none: a bit that
@@ -114,8 +115,8 @@ class Checkpointer:
     Args:
       step: the number of the checkpoint, higher than those there.
       state: a dataclass of all that going on needs. A field that is a part of
-        `variables` is not written again, nor is one named `ema`, for which
-        `variables` stands.
+        `variables` is not written again, nor is one that is `variables`, such
+        as its `ema` or `best`.
       variables: what of it is evaluated, `params` and `batch_stats`.
 
     Raises:
@@ -153,7 +154,8 @@ class Checkpointer:
     Args:
       abstract_state: the state to restore as `jax.ShapeDtypeStruct`s, with the
         shardings it shall have. If its `ema` is not None and the checkpoint
-        holds no average, the average starts from the parameters.
+        holds no average, the average starts from the parameters. If its `best`
+        and `record` are not None and the checkpoint holds none, they are None.
 
     Returns:
       The step and the state, or None if the folder holds no checkpoint.
@@ -276,9 +278,8 @@ def _items(state: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
   rest = {
     name: part
     for name, part in _parts(state).items()
-    if part is not variables.get(name)
+    if part is not variables and part is not variables.get(name)
   }
-  rest.pop('ema', None)
   return {_STATE: rest, _VARIABLES: dict(variables)}
 
 
@@ -383,9 +384,15 @@ def _is_damage(error: Exception) -> bool:
 
 def _read_state(checkpoint: pathlib.Path, abstract_state: Any) -> Any:
   wanted = _parts(abstract_state)
-  average = wanted.pop('ema', None)
   folder = _item(checkpoint, _STATE)
   there = {name.split('/', 1)[0] for name in _shapes(_metadata(folder))}
+  best, none = wanted.pop('best', None), {}
+  if best is not None and 'record' not in there:
+    # There was no evaluation yet.
+    none, best = dict.fromkeys(('best', 'record')), None
+    wanted.pop('record')
+  # Beside the best variables the average is a part of the state.
+  average = None if 'ema' in there else wanted.pop('ema', None)
   state = {name: part for name, part in wanted.items() if name in there}
   rest = {name: part for name, part in wanted.items() if name not in there}
   variables = _item(checkpoint, _VARIABLES)
@@ -393,7 +400,9 @@ def _read_state(checkpoint: pathlib.Path, abstract_state: Any) -> Any:
   if average is not None:
     # Read again where it is the parameters: a step is given the memory of both.
     read['ema'] = _read(variables, average)
-  return dataclasses.replace(abstract_state, **read)
+  if best is not None:
+    read['best'] = _read(variables, best)
+  return dataclasses.replace(abstract_state, **read, **none)
 
 
 def _item(checkpoint: pathlib.Path, name: str) -> pathlib.Path:

@@ -11,6 +11,8 @@ from draem_jax.workdir import storage
 
 # What configs of earlier versions had, and nothing read.
 _GONE = ('profile',)
+# What decides besides where a run of `stop_when_flat` ends.
+_MEASURING = ('eval.every', 'score.map', 'score_window')
 # What every config of a run has had.
 _OLDEST = (
   'category',
@@ -121,10 +123,12 @@ def _changes(found: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
   old, new = (
     config_lib.flatten(config_lib.complete(each)) for each in (found, config)
   )
+  decisive = _MEASURING if old.get('stop_when_flat') else ()
   return [
     f'config.{name}={new.get(name)!r} (there {old.get(name)!r})'
     for name in sorted(old.keys() | new.keys())
-    if _shapes_weights(name) and old.get(name) != new.get(name)
+    if (_shapes_weights(name) or name in decisive)
+    and old.get(name) != new.get(name)
   ]
 
 

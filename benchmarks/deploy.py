@@ -62,8 +62,8 @@ def compare(
   options: argparse.Namespace,
 ) -> dict[str, Any]:
   """Measures one batch size; the results as plain values."""
-  size = detector.image_size
-  shape = (batch, size, size, 3)
+  height, width = detector.image_size
+  shape = (batch, height, width, 3)
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   contenders = {DETECTOR: inference.scorer(detector.with_batch_size(batch))}
   for name, program in programs.items():

@@ -58,8 +58,8 @@ def make_detector(
 
 def scorer(detector: Detector) -> Callable[[int], float]:
   """A contender: scores one batch again and again."""
-  size = detector.image_size
-  shape = (detector.batch_size, size, size, 3)
+  height, width = detector.image_size
+  shape = (detector.batch_size, height, width, 3)
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
   def run(count: int) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from draem_jax import sizes
-from draem_jax.data import resizing
+from draem_jax.data import encoded, resizing
 from draem_jax.data.images import resize_bilinear
 from draem_jax.detection.regions import Region, find_regions
 from draem_jax.errors import UserError
@@ -233,6 +233,12 @@ class Detector:
   ) -> UInt8[np.ndarray, '{self.image_size[0]} {self.image_size[1]} 3']:
     """An image of any size as the networks see it."""
     return resizing.resize(image, self.image_size, self.resize)
+
+  def prepare_picture(
+    self, picture: encoded.Picture
+  ) -> UInt8[np.ndarray, '{self.image_size[0]} {self.image_size[1]} 3']:
+    """The same of a picture that is never whole in memory."""
+    return resizing.resize_picture(picture, self.image_size, self.resize)
 
   def score(self, images: UInt8[np.ndarray, 'n h w 3']) -> Iterator[Scored]:
     """Scores prepared images, one batch after the other.

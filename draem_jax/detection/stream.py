@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, UInt8, UInt16
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from draem_jax import devices
-from draem_jax.data import encoded, files, images, resizing
+from draem_jax.data import encoded, files, images
 from draem_jax.detection.detector import Detector
 from draem_jax.detection.predictions import Predictions
 from draem_jax.detection.regions import Finder, Region
@@ -152,9 +152,7 @@ def _score(
   Of images of 16 bits, `bits_in_use` is told by name.
   """
   kept = _Kept(_KEPT)
-  prepare = lambda picture: resizing.resize_picture(
-    picture, detector.image_size, detector.resize
-  )
+  prepare = detector.prepare_picture
 
   def read(name: str) -> _Picture | UserError:
     try:

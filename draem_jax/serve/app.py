@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from draem_jax.data import encoded, images, png
+from draem_jax.data import encoded, png
 from draem_jax.detection import stream
 from draem_jax.detection.detector import Detector, resize_map
 from draem_jax.detection.regions import find_regions
@@ -220,14 +220,13 @@ class Service:
 
   def _decode(self, holder: list[uploads.Upload]) -> _Prepared | dict[str, Any]:
     upload = holder.pop()
-    size = (self._detector.image_size, self._detector.image_size)
     try:
       file = io.BytesIO(upload.data)
       upload.data.clear()
       with encoded.decode(
         file, upload.name, max_pixels=self._limits.pixels
       ) as picture:
-        image = images.resize_picture(picture, size)
+        image = self._detector.prepare_picture(picture)
         return _Prepared(upload.name, image, picture.shape)
     except UserError as error:
       self._measures.count_picture('refused')

@@ -71,8 +71,8 @@ class Batcher:
 
   def warm_up(self) -> None:
     """Has the program compiled that will be run."""
-    side = self._detector.image_size
-    self._detector.score_all(np.zeros((1, side, side, 3), np.uint8))
+    size = self._detector.image_size
+    self._detector.score_all(np.zeros((1, *size, 3), np.uint8))
 
   def submit(self, prepared: UInt8[np.ndarray, 'h w 3']) -> futures.Future:
     """The future of what is `Scored` of a picture.

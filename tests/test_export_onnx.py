@@ -133,7 +133,7 @@ def image_type(channels=3):
 @pytest.mark.parametrize('runtime', export_onnx.RUNTIMES)
 def test_images_are_prepared_to_the_same_level(runtime, size):
   graph = onnx_graph.Graph()
-  prepared = onnx_graph.prepare(graph, 'images', size)
+  prepared = onnx_graph.prepare(graph, 'images', (size, size))
   run = load_graph(
     runtime,
     graph,
@@ -281,7 +281,8 @@ def test_variants_go_from_images_to_maps_and_scores(
     {k: v for k, v in params.items() if networks in ('draem', k)},
     model_name=networks,
     score_map=score_map,
-    image_size=32,
+    image_size=(32, 32),
+    resize_way='bilinear',
     score_window=5,
     channel_order='rgb',
   )

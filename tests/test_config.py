@@ -4,6 +4,7 @@ import pytest
 from small import small_config
 
 from draem_jax import config
+from draem_jax.configs import mvtec
 from draem_jax.errors import UserError
 
 
@@ -188,3 +189,12 @@ def test_what_is_no_field_is_named(change, words):
   with pytest.raises(UserError) as error:
     config.check(config.complete({}) | change)
   assert words in str(error.value)
+
+
+def test_the_light_preset_is_the_release_on_small_networks():
+  light = mvtec.get_config('pens,light')
+  other = mvtec.get_config('pens,release')
+  mvtec.small(other)
+  assert light.to_dict() == other.to_dict()
+  assert light.image_size == 64 and light.num_steps == 3000
+  assert light.loss.data_range == 'from_batch' and light.eval.holdout == 0

@@ -8,8 +8,9 @@ The recipe of the paper (Zavrtanik, Kristan, Skočaj: DRÆM, ICCV 2021, section
 
 `:category` is a folder of `config.data.dir`, one of the 15 or the user's own;
 `:all` runs every category of that folder, one after the other, and writes a
-table. Behind a comma stands the preset, `paper` (the default) or `release`:
-`configs/mvtec.py:all,release`. The presets train on every good image, as
+table. Behind a comma stands the preset, `paper` (the default), `release` or
+`light`: `configs/mvtec.py:all,release`. `light` is for machines without a GPU:
+the release's recipe on narrow networks and images of 64 pixels. The presets train on every good image, as
 published. Without a preset it is the paper's recipe, too, but in a category of
 the user's own for a tenth of its good images, which choose the threshold
 instead, and images are resized by the mean of what each pixel covers.
@@ -23,7 +24,7 @@ from ml_collections import config_dict
 
 from draem_jax import config as config_lib
 
-PRESETS = ('paper', 'release')
+PRESETS = ('paper', 'release', 'light')
 
 
 def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
@@ -36,8 +37,10 @@ def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
     )
   config = config_lib.default()
   config.category = category
-  if preset == 'release':
+  if preset in ('release', 'light'):
     release(config)
+  if preset == 'light':
+    small(config)
   if not named_preset:
     # The category decides: 0 for the 15 of MVTec AD, 0.1 for any other.
     config.eval.holdout = -1.0

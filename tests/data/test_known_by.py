@@ -45,7 +45,8 @@ def run(config, workdir):
     variables = random_variables(trainer.config['model'], seed=0)
     writer = Writer(workdir, first_step=0, num_steps=2, batch_size=4)
     writer.close()
-    return types.SimpleNamespace(evaluated=variables), writer
+    state = types.SimpleNamespace(evaluated=variables, step=2, record=None)
+    return state, writer
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(experiment.train, 'train', train)

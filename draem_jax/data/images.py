@@ -35,17 +35,10 @@ def is_image(path: str | os.PathLike[str]) -> bool:
   return os.path.splitext(name)[1].lower() in SUFFIXES and name[0] != '.'
 
 
-def read_image(
-  path: str | os.PathLike[str], *, size: tuple[int, int] | None = None
-) -> UInt8[np.ndarray, 'h w 3']:
-  """Reads an image file as RGB; see `decode_image`.
-
-  Args:
-    path: of the file.
-    size: height and width to resize it to, as `resize_bilinear` does.
-  """
+def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, 'h w 3']:
+  """Reads an image file as RGB; see `decode_image`."""
   with encoded.open_picture(path) as picture:
-    return picture.rgb() if size is None else resize_picture(picture, size)
+    return picture.rgb()
 
 
 def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:

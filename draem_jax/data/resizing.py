@@ -1,7 +1,7 @@
 """How pictures are brought to the size of the networks: two ways."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ Way = Literal['bilinear', 'area']
 # As the release does it, without antialiasing; or by the mean of what each new
 # pixel covers.
 WAYS = ('bilinear', 'area')
+_STRIP = 1 << 20  # Pixels.
 
 
 def resize(
@@ -31,7 +32,7 @@ def resize(
   if way == 'area':
     smaller = _smaller(image.shape, size)
     if smaller != image.shape[:2]:
-      image = _means(((0, image),), image.shape[:2], smaller)
+      image = _means(_strips(image), image.shape[:2], smaller)
   return images.resize_bilinear(image, size)
 
 
@@ -48,7 +49,7 @@ def resize_picture(
   smaller = _smaller(picture.shape, size)
   if way == 'bilinear' or smaller == picture.shape:
     return images.resize_picture(picture, size)
-  means = _means(_numbered(picture.strips()), picture.shape, smaller)
+  means = _means(picture.strips(), picture.shape, smaller)
   return images.resize_bilinear(means, size)
 
 
@@ -69,18 +70,17 @@ def _smaller(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
   return min(shape[0], size[0]), min(shape[1], size[1])
 
 
-def _numbered(
-  strips: Iterable[UInt8[np.ndarray, 'h w 3']],
-) -> Iterable[tuple[int, UInt8[np.ndarray, 'h w 3']]]:
-  """Strips with the row that each begins at."""
-  top = 0
-  for strip in strips:
-    yield top, strip
-    top += len(strip)
+def _strips(
+  image: UInt8[np.ndarray, 'h w c'],
+) -> Iterator[UInt8[np.ndarray, 'h2 w c']]:
+  """An image from top to bottom: little of it is converted at a time."""
+  step = max(1, _STRIP // image.shape[1])
+  for top in range(0, len(image), step):
+    yield image[top : top + step]
 
 
 def _means(
-  strips: Iterable[tuple[int, UInt8[np.ndarray, 'h w c']]],
+  strips: Iterable[UInt8[np.ndarray, 'h w c']],
   old: tuple[int, int],
   new: tuple[int, int],
 ) -> UInt8[np.ndarray, '{new[0]} {new[1]} c']:
@@ -89,13 +89,13 @@ def _means(
   In whole numbers, so that no partition into strips makes a difference.
 
   Args:
-    strips: of the image, each with the row that it begins at.
+    strips: of the image, from top to bottom.
     old: height and width of the image.
     new: height and width of the result, neither greater.
   """
   down, across = (_overlaps(*lengths) for lengths in zip(old, new, strict=True))
-  down, total = down.tocsc(), 0
-  for top, strip in strips:
+  down, total, top = down.tocsc(), 0, 0
+  for strip in strips:
     rows, width, channels = strip.shape
     columns = strip.transpose(1, 0, 2).reshape(width, rows * channels)
     # 255 times the width fits, for no image is as wide as 2**23.
@@ -103,6 +103,7 @@ def _means(
     sums = sums.reshape(new[1], rows, channels).transpose(1, 0, 2)
     sums = sums.reshape(rows, new[1] * channels).astype(np.int64)
     total = total + down[:, top : top + rows] @ sums
+    top += rows
   area = old[0] * old[1]
   means = (2 * total + area) // (2 * area)
   return means.reshape(*new, channels).astype(np.uint8)

@@ -38,7 +38,7 @@ from draem_jax.data import files as files_lib
 from draem_jax.data import images
 from draem_jax.detection.detector import Detector, resize_map
 from draem_jax.detection.regions import find_regions
-from draem_jax.serve.__main__ import CPU_BATCH
+from draem_jax.serve.server import CPU_BATCH
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _BOUNDARY = 'a-boundary-of-the-benchmark'

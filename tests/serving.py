@@ -14,9 +14,9 @@ from PIL import Image
 from redness import Redness
 
 from draem_jax.detection.detector import Detector
-from draem_jax.serve.__main__ import configure
 from draem_jax.serve.app import Service
 from draem_jax.serve.limits import Limits
+from draem_jax.serve.server import configure
 from draem_jax.workdir.thresholds import Thresholds
 
 BOUNDARY = 'a-boundary'

@@ -45,6 +45,7 @@ def test_the_console_entry_points_are_there():
     'draem-figures',
     'draem-import-torch',
     'draem-study',
+    'draem-serve',
   }
   assert all(callable(run) for run in found.values())
 

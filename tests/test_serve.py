@@ -34,9 +34,11 @@ from serving import (
 from small import random_images
 from untrained import write_workdir
 
+from draem_jax import serve
 from draem_jax.data import images
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
+from draem_jax.serve import __main__ as entry
 from draem_jax.serve import access
 from draem_jax.serve.batching import Batcher
 from draem_jax.serve.limits import Limits
@@ -647,3 +649,16 @@ def test_mistakes_are_one_line(place):
       assert process.returncode == 2 and not out
       assert err.startswith('error: ') and err.count('\n') == 1, err
       assert words in err
+
+
+def test_without_the_extra_the_command_is_one_line(monkeypatch, capsys):
+  # As if it had not been imported yet.
+  monkeypatch.delitem(sys.modules, 'draem_jax.serve.server', raising=False)
+  monkeypatch.delattr(serve, 'server', raising=False)
+  monkeypatch.setitem(sys.modules, 'uvicorn', None)
+  with pytest.raises(SystemExit) as stop:
+    entry.run()
+  assert stop.value.code == 2
+  line = capsys.readouterr().err
+  assert line.startswith('error: the service needs uvicorn: pip install')
+  assert line.count('\n') == 1

@@ -49,9 +49,11 @@ _LONGEST_CONFIG = 2**20  # Bytes.
 _LONGEST_LINE = 1000  # Characters of what is said of a flag.
 # Fields of a config that are paths.
 _PATHS = ('dir', 'tfds_dir', 'textures')
-# Height and width for a field that a flag of one type knows as one number.
+# Height and width for fields that a flag of one type knows as one number or
+# as text.
 _HEIGHT_AND_WIDTH = re.compile(
-  r'--config\.image_size=[(\[]?\s*(\d+)\s*[,x×]\s*(\d+)\s*,?\s*[)\]]?'
+  r'--config\.(image_size|data\.resolution)='
+  r'[(\[]?\s*(\d+)(?:\s*[,x×]\s*(\d+)\s*,?)?\s*[)\]]?'
 )
 
 
@@ -140,11 +142,11 @@ def parse_flags(argv: list[str]) -> list[str]:
     else argument
     for argument in argv
   ]
-  argv, size = _take_size(argv)
+  argv, found = _take_sizes(argv)
   try:
     rest = flags.FLAGS(argv)
-    if size is not None:
-      _assign_size(size)
+    for name, size in found.items():
+      _assign_size(name, size)
     return rest
   except flags.Error as error:
     _fail(_say(error, argv))
@@ -155,19 +157,28 @@ def parse_flags(argv: list[str]) -> list[str]:
     _fail(f'--config: {_last_line(error)}')
 
 
-def _take_size(argv: list[str]) -> tuple[list[str], sizes.Size | None]:
-  """The arguments without a size of two numbers, and the last such size."""
-  matches = [_HEIGHT_AND_WIDTH.fullmatch(argument) for argument in argv]
-  found = [tuple(map(int, match.groups())) for match in matches if match]
-  rest = [a for a, match in zip(argv, matches, strict=True) if not match]
-  return rest, sizes.short(found[-1]) if found else None
+def _take_sizes(
+  argv: list[str],
+) -> tuple[list[str], dict[str, sizes.Size]]:
+  """The arguments without those that are sizes, and the last of each field."""
+  found, rest = {}, []
+  for argument in argv:
+    if match := _HEIGHT_AND_WIDTH.fullmatch(argument):
+      name, height, width = match.groups()
+      found[name] = sizes.short((int(height), int(width or height)))
+    else:
+      rest.append(argument)
+  return rest, found
 
 
-def _assign_size(size: sizes.Size) -> None:
+def _assign_size(name: str, size: sizes.Size) -> None:
   with contextlib.suppress(OSError):  # Of a missing file `read_config` tells.
     config = flags.FLAGS.config
+    *parents, last = name.split('.')
+    for parent in parents:
+      config = config[parent]
     with config.ignore_type():
-      config.image_size = size
+      config[last] = size
 
 
 def wrap(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:

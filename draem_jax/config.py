@@ -45,6 +45,7 @@ class Field:
 _MOST = 2**31 - 1
 # What no machine has the memory for.
 _LARGEST_IMAGE, _LARGEST_BATCH, _WIDEST = 8192, 65536, 4096
+_LARGEST_PICTURE = 65535  # A side, in pixels; no JPEG has more.
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255  # Bytes, where a system says so.
 
 
@@ -193,6 +194,10 @@ def _size(default: int) -> Field:
   return Field(default, holds, remedy)
 
 
+def _is_side(value: Any) -> bool:
+  return _is_whole(value) and 1 <= value <= _LARGEST_PICTURE
+
+
 FIELDS = {
   'category': _name('bottle'),
   # Or (height, width).
@@ -207,6 +212,17 @@ FIELDS = {
   # Or 'area': by the mean of what each pixel covers; 'auto': as the release for
   # the categories of the paper, by the mean for any other.
   'data.resize': _one_of('bilinear', AUTO, *WAYS),
+  # What images are loaded at: '', the size of the networks' input; 0, their
+  # own; or a number, or (height, width). The networks see crops of that.
+  'data.resolution': Field(
+    '',
+    lambda value: (
+      value == ''
+      or (_is_whole(value) and (value == 0 or _is_side(value)))
+      or (_is_list(value) and len(value) == 2 and all(map(_is_side, value)))
+    ),
+    "take '' for config.image_size, 0 for the images' own, or height and width",
+  ),
   # Where data sets are prepared, once; '': in the workdir.
   'data.tfds_dir': _folder(
     'data/tfds', may_be_empty=True, shapes_weights=False

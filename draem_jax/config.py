@@ -245,6 +245,8 @@ FIELDS = {
   'loss.weights.focal': _not_negative(1.0),
   'loss.weights.segmentation': _not_negative(0.0),
   'loss.weights.decision': _not_negative(0.0),
+  # Of the focal loss.
+  'loss.gamma': _not_negative(2.0),
   # Of the weights; 'segmentation_first' shifts them to the decision.
   'loss.schedule': _one_of('constant', *losses.SCHEDULES),
   # L of SSIM; 'from_batch' is the release's guess.
@@ -254,8 +256,13 @@ FIELDS = {
   # Not 0: decides instead of the epochs. Both 0: only evaluates.
   'num_steps': _whole(0, 0),
   'sampling': _one_of('epochs', 'epochs', 'with_replacement'),
-  'optimizer': _one_of('adam', 'adam', 'sgd'),
+  'optimizer': _one_of('adam', 'adam', 'muon', 'sgd'),
   'learning_rate': _positive(1e-4),
+  # Or 'cosine': it rises in a straight line to the rate over the first share of
+  # the steps, and falls as half a wave to 0 at another.
+  'learning_rate_schedule': _one_of('milestones', 'milestones', 'cosine'),
+  'learning_rate_warmup': _below_one(0.0),
+  'learning_rate_end': _share(1.0),
   'learning_rate_factor': _positive(0.1),
   # Shares of the steps.
   'learning_rate_milestones': Field(
@@ -273,6 +280,11 @@ FIELDS = {
   'simulator.texture': _one_of('images', *TEXTURES),
   'simulator.rotation_probability': _share(1.0),
   'simulator.rotation_degrees': _interval((-45.0, 45.0), -360, 360),
+  # Of the lattice of Perlin noise along a side, powers of two.
+  'simulator.cells': _interval((1, 32), 1, 32, whole=True),
+  # Shares of the masks of noise that are unions and intersections of two.
+  'simulator.unions': _share(0.0),
+  'simulator.intersections': _share(0.0),
   # "Sampled uniformly at random", says section 3.3, and not from where.
   'simulator.threshold': _interval((0.3, 0.7), -10, 10),
   # Of 'rectangles', whose number and sides the paper does not tell: together
@@ -295,8 +307,15 @@ FIELDS = {
     'take names of operations',
   ),
   'simulator.num_augmentations': _whole(3, 0),
+  # Share of the textures that are augmented at all.
+  'simulator.augmentation_probability': _share(1.0),
+  # Share of the textures that are another good image of the batch instead,
+  # shifted and mirrored, and not augmented.
+  'simulator.good_textures': _share(0.0),
   'simulator.opacity': _interval((0.1, 1.0), 0, 1),
   'simulator.anomaly_probability': _share(0.5),
+  # Standard deviation of noise on what the networks see, in [0, 1].
+  'simulator.noise': _share(0.0),
   'score.map': _one_of('softmax', *score.MAPS, shapes_weights=False),
   # 'window' is equation 5.
   'score.image': _one_of('window', *score.IMAGE_SCORES, shapes_weights=False),

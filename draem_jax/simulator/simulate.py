@@ -18,6 +18,8 @@ _PARTS = (
   'texture',
   'augmentation',
   'opacity',
+  'source',
+  'noise',
 )
 
 
@@ -66,6 +68,8 @@ def simulate(
   image: UInt8[Array, 'h w 3'],
   texture: UInt8[Array, 'h w 3'],
   options: Options,
+  *,
+  other: UInt8[Array, 'h w 3'] | None = None,
 ) -> Example:
   """Samples a training example (section 3.3, figure 4).
 
@@ -74,14 +78,18 @@ def simulate(
     image: an anomaly-free image, RGB, of any size.
     texture: where the anomaly's looks come from, RGB, of the same size.
     options: what the simulator is told to do.
+    other: another anomaly-free image, which may be the texture; without it,
+      `image` may.
 
   Returns:
     The example. Nothing but these arguments decides about it.
   """
   if not options.anomaly_probability:  # Then there is nothing to compile.
-    image = _rotate(_split(key), image, options)
-    return Example(image, image, jnp.zeros(image.shape[:2], image.dtype))
-  made = simulate_steps(key, image, texture, options)
+    keys = _split(key)
+    image = _rotate(keys, image, options)
+    mask = jnp.zeros(image.shape[:2], image.dtype)
+    return Example(image, _add_noise(keys, image, options), mask)
+  made = simulate_steps(key, image, texture, options, other=other)
   return Example(image=made.image, augmented=made.augmented, mask=made.mask)
 
 
@@ -90,6 +98,8 @@ def simulate_steps(
   image: UInt8[Array, 'h w 3'],
   texture: UInt8[Array, 'h w 3'],
   options: Options,
+  *,
+  other: UInt8[Array, 'h w 3'] | None = None,
 ) -> Steps:
   """Samples a training example and keeps what it was made of.
 
@@ -101,11 +111,13 @@ def simulate_steps(
     image: an anomaly-free image, RGB, of any size.
     texture: where the anomaly's looks come from, RGB, of the same size.
     options: what the simulator is told to do.
+    other: see there.
 
   Returns:
     The steps to the example that `simulate` makes of the same arguments.
   """
   keys = _split(key)
+  other = image if other is None else other
   presence = jax.random.uniform(keys['presence'])
   shape = image.shape[:2]
   # Each step is a branch of its own: what a branch returns is computed once,
@@ -122,9 +134,7 @@ def simulate_steps(
 
   def paint() -> tuple[Array, Array, Array, Array]:
     source = textures.TEXTURES[options.texture].sample(keys['texture'], texture)
-    anomaly = random_augment.augment_randomly(
-      keys['augmentation'], source, options
-    )
+    source, anomaly = _make_anomaly(keys, source, other, options)
     opacity = sample.within(
       options.opacity, jax.random.uniform(keys['opacity'])
     )
@@ -145,8 +155,50 @@ def simulate_steps(
     texture=source,
     anomaly=anomaly,
     opacity=opacity,
-    augmented=augmented,
+    augmented=_add_noise(keys, augmented, options),
   )
+
+
+def _make_anomaly(
+  keys: dict[str, Key[Array, '']],
+  texture: UInt8[Array, 'h w 3'],
+  other: UInt8[Array, 'h w 3'],
+  options: Options,
+) -> tuple[UInt8[Array, 'h w 3'], UInt8[Array, 'h w 3']]:
+  """The texture, or a good image in its place, and the same as augmented."""
+
+  def augmented() -> UInt8[Array, 'h w 3']:
+    return random_augment.augment_randomly(
+      keys['augmentation'], texture, options
+    )
+
+  if options.augmentation_probability == 1 and not options.good_textures:
+    return texture, augmented()
+  numbers = sample.uniform(
+    keys['source'], good=(), plain=(), shift=(2,), mirrored=(2,)
+  )
+  is_good = numbers['good'] < options.good_textures
+  is_plain = numbers['plain'] >= options.augmentation_probability
+  shift = jnp.floor(numbers['shift'] * jnp.array(other.shape[:2]))
+  moved = jnp.roll(other, shift.astype(jnp.int32), axis=(0, 1))
+  for axis in (0, 1):
+    moved = jnp.where(
+      numbers['mirrored'][axis] < 0.5, jnp.flip(moved, axis), moved
+    )
+  source = jnp.where(is_good, moved, texture)
+  return source, jax.lax.cond(is_good | is_plain, lambda: source, augmented)
+
+
+def _add_noise(
+  keys: dict[str, Key[Array, '']],
+  augmented: Float[Array, 'h w 3'],
+  options: Options,
+) -> Float[Array, 'h w 3']:
+  """Adds noise to what the networks see, and nowhere else."""
+  if not options.noise:
+    return augmented
+  noise = jax.random.normal(keys['noise'], augmented.shape, augmented.dtype)
+  return jnp.clip(augmented + options.noise * noise, 0, 1)
 
 
 def _split(key: Key[Array, '']) -> dict[str, Key[Array, '']]:
@@ -174,26 +226,25 @@ def simulate_batch(
 
   Args:
     keys: one for each example.
-    images: the anomaly-free images, RGB.
+    images: the anomaly-free images, RGB; each may be the next one's texture.
     textures: a texture for each, RGB.
     options: what the simulator is told to do.
 
   Returns:
     The examples.
   """
+  batch = {'key': keys, 'image': images, 'texture': textures}
+  if options.good_textures:
+    batch['other'] = jnp.roll(images, 1, axis=0)
 
-  def one(
-    arguments: tuple[
-      Key[Array, ''], UInt8[Array, 'h w 3'], UInt8[Array, 'h w 3']
-    ],
-  ) -> Example:
-    return simulate(*arguments, options)
+  def one(example: dict[str, Array]) -> Example:
+    return simulate(**example, options=options)
 
   # A CPU gains from leaving out what an example does not need, one example
   # after the other; an accelerator from doing everything for all at once.
   return jax.lax.platform_dependent(
-    (keys, images, textures),
-    cpu=lambda arguments: jax.lax.map(one, arguments),
+    batch,
+    cpu=lambda batch: jax.lax.map(one, batch),
     default=jax.vmap(one),
   )
 

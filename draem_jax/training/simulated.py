@@ -43,14 +43,14 @@ def make_examples(
     images: good images.
     textures: anomaly textures.
     options: what the simulator is told in training. How often there is an
-      anomaly does not count here.
+      anomaly, and the noise on the images, do not count here.
     seed: of the run, which decides everything that chance does.
     count: number of examples, of which half are anomalous, and the odd one.
 
   Raises:
     UserError: if next to all anomalies are empty.
   """
-  options = dataclasses.replace(options, anomaly_probability=1.0)
+  options = dataclasses.replace(options, anomaly_probability=1.0, noise=0.0)
   run = _compiled(options)
   needed, found = -(-count // 2), []
   for first in range(0, _TRIES * needed, _CHUNK):
@@ -207,6 +207,7 @@ class Evaluator:
       example.mask,
       weights=config['loss']['weights'],
       data_range=config['loss']['data_range'],
+      gamma=config['loss']['gamma'],
       factors=losses.SCHEDULES[config['loss']['schedule']](progress),
     )
     maps, scores = score.map_and_score(

@@ -109,6 +109,7 @@ class Recipe(NamedTuple):
   Attributes:
     weights: the weights of the loss's terms, see `losses.training_loss`.
     data_range: L of SSIM, see there.
+    gamma: of the focal loss, see there.
     ema: what the average of the variables keeps in a step; 0: there is none.
     schedule: how the weights shift, a key of `losses.SCHEDULES`.
     num_steps: how many there are, for the schedule.
@@ -117,6 +118,7 @@ class Recipe(NamedTuple):
 
   weights: Mapping[str, float]
   data_range: losses.DataRange
+  gamma: float = 2.0
   ema: float = 0.0
   schedule: str = 'constant'
   num_steps: int = 1
@@ -279,6 +281,7 @@ def loss_and_gradients(
       example.mask,
       weights=recipe.weights,
       data_range=recipe.data_range,
+      gamma=recipe.gamma,
       factors=losses.SCHEDULES[recipe.schedule](progress),
     )
     batch_stats = updates.get('batch_stats', {})

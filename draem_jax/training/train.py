@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from draem_jax import devices, interrupt, score, sizes
 from draem_jax.data.on_demand import OnDemand
@@ -137,7 +138,7 @@ def check_memory(config: Mapping[str, Any], memory: int, devices: int) -> None:
   """
   model = models.abstract_variables(models.make(config))
   numbers = sum(leaf.size for leaf in jax.tree.leaves(model))
-  copies = {'adam': 4, 'sgd': 2}[config['optimizer']]
+  copies = {'adam': 4, 'muon': 3, 'sgd': 2}[config['optimizer']]
   trains = bool(config['num_steps'] or config['num_epochs'])
   # Some networks have half of a width there.
   channels = min(
@@ -167,7 +168,18 @@ def check_memory(config: Mapping[str, Any], memory: int, devices: int) -> None:
 
 
 def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
-  """The learning rate by step: multiplied by a factor at each milestone."""
+  """The learning rate by step, see `learning_rate*` of the config."""
+  if config['learning_rate_schedule'] == 'cosine':
+    warmup = int(config['learning_rate_warmup'] * num_steps)
+    end = max(int(config['learning_rate_end'] * num_steps), warmup + 1)
+    # A step of rate 0 would be lost: the first one is above it.
+    return optax.join_schedules(
+      [
+        lambda step: config['learning_rate'] * (step + 1) / max(warmup, 1),
+        optax.cosine_decay_schedule(config['learning_rate'], end - warmup),
+      ],
+      [warmup],
+    )
   return optax.piecewise_constant_schedule(
     config['learning_rate'],
     {
@@ -180,15 +192,33 @@ def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
 def make_optimizer(
   schedule: optax.Schedule, name: str = 'adam'
 ) -> optax.GradientTransformation:
-  """Adam with PyTorch's defaults, as the release uses it, or plain SGD.
+  """Adam with PyTorch's defaults, as the release uses it, Muon or plain SGD.
+
+  Muon (Jordan et al., https://kellerjordan.github.io/posts/muon, 2024) makes
+  the update of each kernel orthogonal, as a matrix of all that it reads by the
+  channels that it gives, and as large as an update of Adam (Liu et al.,
+  arXiv:2502.16982). Everything else gets Adam with Nesterov's momentum.
 
   Args:
     schedule: the learning rate by step.
-    name: 'adam' or 'sgd', which is without momentum.
+    name: 'adam', 'muon', or 'sgd', which is without momentum.
   """
   if name == 'sgd':
     return optax.sgd(schedule)
+  if name == 'muon':
+    return optax.contrib.muon(
+      schedule,
+      beta=0.9,
+      muon_weight_dimension_numbers=_kernels_as_matrices,
+      consistent_rms=0.2,
+    )
   return optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)
+
+
+def _kernels_as_matrices(params: PyTree) -> PyTree:
+  """Which axes Muon makes rows and columns; None where there are no two."""
+  matrix = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+  return jax.tree.map(lambda x: matrix if x.ndim == 4 else None, params)
 
 
 class Preview(NamedTuple):

@@ -595,33 +595,36 @@ class Detector:
       ValueError: if `images` has another shape, type or range.
     """
     self.check_thresholds()
-    batch = _as_uint8_batch(images)
-    if self.is_tiled:
-      return self._predict_by_tiles(batch)
-    count, size = len(batch), batch.shape[1:3]
-    small = np.zeros((count, *self.image_size, 3), np.uint8)
-    for index, image in enumerate(batch):
-      small[index] = self.prepare(image)
-    fitted = self.with_batch_size(min(count, self.batch_size))
-    scored = fitted.score_all(small)
-    maps = np.zeros((count, *size), np.float32)
-    mask = np.zeros((count, *size), bool)
-    for index, score in enumerate(scored.score.tolist()):
-      maps[index] = resize_map(scored.anomaly_map[index], size)
+    maps, scores = self.map_and_score(_as_uint8_batch(images))
+    mask = np.zeros(maps.shape, bool)
+    for index, score in enumerate(scores.tolist()):
       mask[index] = self.find_mask(maps[index], score)
-    return Prediction(maps, scored.score, self.is_anomalous(scored.score), mask)
-
-  def _predict_by_tiles(
-    self, batch: UInt8[np.ndarray, 'b h w 3']
-  ) -> Prediction:
-    maps = np.zeros(batch.shape[:3], np.float32)
-    mask, scores = np.zeros(maps.shape, bool), np.zeros(len(maps), np.float32)
-    for index, image in enumerate(batch):
-      whole = self.score_whole(self.prepare(image))
-      maps[index] = resize_map(whole.anomaly_map, maps.shape[1:])
-      scores[index] = whole.score
-      mask[index] = self.find_mask(maps[index], whole.score)
     return Prediction(maps, scores, self.is_anomalous(scores), mask)
+
+  def map_and_score(
+    self, images: UInt8[np.ndarray, 'b h w 3']
+  ) -> tuple[Float[np.ndarray, 'b h w'], Float[np.ndarray, 'b']]:
+    """The maps, in the size of the images, and the scores.
+
+    Args:
+      images: of any size.
+    """
+    count, size = len(images), images.shape[1:3]
+    maps = np.zeros((count, *size), np.float32)
+    if self.is_tiled:
+      scores = np.zeros(count, np.float32)
+      for index, image in enumerate(images):
+        whole = self.score_whole(self.prepare(image))
+        maps[index] = resize_map(whole.anomaly_map, size)
+        scores[index] = whole.score
+      return maps, scores
+    small = np.zeros((count, *self.image_size, 3), np.uint8)
+    for index, image in enumerate(images):
+      small[index] = self.prepare(image)
+    scored = self.with_batch_size(min(count, self.batch_size)).score_all(small)
+    for index, small_map in enumerate(scored.anomaly_map):
+      maps[index] = resize_map(small_map, size)
+    return maps, scored.score
 
 
 def _check_numbers(arrays: Iterable[Float[np.ndarray, '...']]) -> None:

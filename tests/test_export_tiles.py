@@ -1,0 +1,134 @@
+"""Exported programs of detectors that look at pictures by tiles."""
+
+import json
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from redness import Redness
+from small import random_images
+from test_tiles import Deciding, Restoring
+from untrained import write_workdir
+
+from draem_jax.detection import tiles
+from draem_jax.detection.detector import Detector
+from draem_jax.export import onnx as export_onnx
+from draem_jax.export import program, stablehlo
+from draem_jax.workdir.thresholds import Thresholds
+
+# Less than a tile, a tile, and several of them.
+SHAPES = [(1, 32, 32), (1, 20, 70), (2, 61, 90)]
+
+
+@pytest.fixture(scope='module')
+def make_detector(tmp_path_factory):
+  made = {}
+
+  def make(resolution):
+    if resolution not in made:
+      folder = tmp_path_factory.mktemp('run')
+      made[resolution] = Detector.load(
+        write_workdir(folder, **{'data.resolution': resolution})
+      )
+    return made[resolution]
+
+  return make
+
+
+@pytest.mark.parametrize('tile', [32, 64])
+@pytest.mark.parametrize('length', [1, 7, 31, 32, 33, 56, 57, 80, 81, 300])
+def test_pixels_find_their_tiles_without_a_loop(tile, length):
+  rng = np.random.default_rng(0)
+  axis = tiles.place(length, tile)
+  line = rng.uniform(size=length).astype(np.float32)
+  places = np.asarray(program.tile_places(length, tile))
+  mirrored = np.pad(line, (0, max(0, tile - length)), mode='symmetric')
+  expected = [mirrored[start : start + tile] for start in axis.starts]
+  np.testing.assert_array_equal(line[places], expected)
+  values = rng.uniform(size=places.shape).astype(np.float32)
+  tiling = tiles.Tiling(tiles.place(1, 1), axis)
+  (blended,) = tiles.blend(tiling, values[:, None])
+  found = program.blend(
+    jnp.asarray(values.reshape(1, 1, -1)), length, tile, axis=2
+  )
+  np.testing.assert_allclose(found[0], blended, 0, 1e-6)
+  found = program.blend(
+    jnp.asarray(values.reshape(1, -1, 1)), length, tile, axis=1
+  )
+  np.testing.assert_allclose(found[0, :, 0], blended[0], 0, 1e-6)
+
+
+def agree(detector, run, channel_order='rgb', atol=1e-5):
+  for count, height, width in SHAPES:
+    images = random_images(count, 96)[:, 3 : 3 + height, 1 : 1 + width]
+    expected = detector(images)
+    if channel_order == 'bgr':
+      images = images[..., ::-1]
+    anomaly_map, score = run(np.ascontiguousarray(images))
+    np.testing.assert_allclose(anomaly_map, expected.anomaly_map, 0, atol)
+    np.testing.assert_allclose(score, expected.score, 0, atol)
+    assert np.std(anomaly_map) > 1e-3
+
+
+@pytest.mark.parametrize('resolution', [0, (40, 72)])
+def test_stablehlo_tiles_inside(make_detector, tmp_path, resolution):
+  pytest.importorskip('flatbuffers', reason='JAX saves programs with it')
+  detector = make_detector(resolution)
+  lines = stablehlo.write(
+    detector, tmp_path, channel_order='bgr', category='pens'
+  )
+  assert float(lines[-1].split()[-1]) < 1e-5
+  exported = jax.export.deserialize(
+    bytearray((tmp_path / 'detector.stablehlo').read_bytes())
+  )
+  agree(detector, jax.jit(exported.call), 'bgr')
+  described = json.loads((tmp_path / 'detector.json').read_text())
+  assert described['resolution'] == (resolution and list(resolution))
+
+
+@pytest.mark.parametrize(
+  ('model', 'score_image', 'score_map'),
+  [(Deciding, 'decision', 'softmax'), (Restoring, 'window', 'riad')],
+)
+def test_decisions_and_smoothed_maps(model, score_image, score_map):
+  detector = Detector(
+    model(),
+    {},
+    image_size=32,
+    score_window=5,
+    score_image=score_image,
+    score_map=score_map,
+    thresholds=Thresholds(0.5, 0.5, 'a test', 0.99, 0.9999),
+    resolution=0,
+  )
+  exported = stablehlo.trace(detector, channel_order='rgb')
+  agree(detector, jax.jit(exported.call))
+
+
+@pytest.mark.parametrize('resolution', [0, (40, 72)])
+@pytest.mark.parametrize('runtime', export_onnx.RUNTIMES)
+def test_onnx_tiles_inside(make_detector, monkeypatch, resolution, runtime):
+  monkeypatch.setenv('CI', 'true')  # Keeps OpenVINO's report at home.
+  detector = make_detector(resolution)
+  serialized = export_onnx.serialize(
+    detector, channel_order='bgr', category='pens'
+  )
+  agree(detector, export_onnx.RUNTIMES[runtime](serialized), 'bgr')
+
+
+def test_a_detector_that_shows_what_it_is_given():
+  """Reconstruction and map in the place of the pixels, after all tiles."""
+  detector = Detector(
+    Redness(),
+    {},
+    image_size=(32, 64),
+    score_window=5,
+    thresholds=Thresholds(0.5, 0.5, 'a test', 0.99, 0.9999),
+    resolution=0,
+  )
+  exported = stablehlo.trace(detector, channel_order='rgb')
+  images = random_images(1, 200)[:, :99]
+  anomaly_map, _ = exported.call(images)
+  np.testing.assert_allclose(anomaly_map, images[..., 0] / 255, 0, 1e-5)

@@ -15,26 +15,11 @@ from untrained import write_workdir
 from draem_jax.detection import tiles
 from draem_jax.detection.detector import Detector
 from draem_jax.export import onnx as export_onnx
-from draem_jax.export import program, stablehlo
+from draem_jax.export import onnx_graph, program, stablehlo
 from draem_jax.workdir.thresholds import Thresholds
 
 # Less than a tile, a tile, and several of them.
 SHAPES = [(1, 32, 32), (1, 20, 70), (2, 61, 90)]
-
-
-@pytest.fixture(scope='module')
-def make_detector(tmp_path_factory):
-  made = {}
-
-  def make(resolution):
-    if resolution not in made:
-      folder = tmp_path_factory.mktemp('run')
-      made[resolution] = Detector.load(
-        write_workdir(folder, **{'data.resolution': resolution})
-      )
-    return made[resolution]
-
-  return make
 
 
 @pytest.mark.parametrize('tile', [32, 64])
@@ -72,10 +57,23 @@ def agree(detector, run, channel_order='rgb', atol=1e-5):
     assert np.std(anomaly_map) > 1e-3
 
 
+def redness(resolution, **options):
+  """A detector that is compiled in no time."""
+  return Detector(
+    options.pop('model', Redness()),
+    {},
+    image_size=32,
+    score_window=5,
+    thresholds=Thresholds(0.5, 0.5, 'a test', 0.99, 0.9999),
+    resolution=resolution,
+    **options,
+  )
+
+
 @pytest.mark.parametrize('resolution', [0, (40, 72)])
-def test_stablehlo_tiles_inside(make_detector, tmp_path, resolution):
+def test_stablehlo_tiles_inside(tmp_path, resolution):
   pytest.importorskip('flatbuffers', reason='JAX saves programs with it')
-  detector = make_detector(resolution)
+  detector = redness(resolution)
   lines = stablehlo.write(
     detector, tmp_path, channel_order='bgr', category='pens'
   )
@@ -93,42 +91,37 @@ def test_stablehlo_tiles_inside(make_detector, tmp_path, resolution):
   [(Deciding, 'decision', 'softmax'), (Restoring, 'window', 'riad')],
 )
 def test_decisions_and_smoothed_maps(model, score_image, score_map):
-  detector = Detector(
-    model(),
-    {},
-    image_size=32,
-    score_window=5,
-    score_image=score_image,
-    score_map=score_map,
-    thresholds=Thresholds(0.5, 0.5, 'a test', 0.99, 0.9999),
-    resolution=0,
+  detector = redness(
+    0, model=model(), score_image=score_image, score_map=score_map
   )
   exported = stablehlo.trace(detector, channel_order='rgb')
   agree(detector, jax.jit(exported.call))
 
 
 @pytest.mark.parametrize('resolution', [0, (40, 72)])
+@pytest.mark.parametrize('way', ['bilinear', 'area'])
 @pytest.mark.parametrize('runtime', export_onnx.RUNTIMES)
-def test_onnx_tiles_inside(make_detector, monkeypatch, resolution, runtime):
+def test_onnx_tiles_inside(monkeypatch, resolution, way, runtime):
   monkeypatch.setenv('CI', 'true')  # Keeps OpenVINO's report at home.
-  detector = make_detector(resolution)
-  serialized = export_onnx.serialize(
-    detector, channel_order='bgr', category='pens'
-  )
-  agree(detector, export_onnx.RUNTIMES[runtime](serialized), 'bgr')
-
-
-def test_a_detector_that_shows_what_it_is_given():
-  """Reconstruction and map in the place of the pixels, after all tiles."""
-  detector = Detector(
-    Redness(),
-    {},
-    image_size=(32, 64),
+  graph = onnx_graph.Graph()
+  onnx_graph.add_tiled(
+    graph,
+    lambda inner, image: inner.add('Gather', image, [0], axis=1),
+    image_size=(32, 32),
+    resize_way=way,
+    resolution=resolution,
     score_window=5,
-    thresholds=Thresholds(0.5, 0.5, 'a test', 0.99, 0.9999),
-    resolution=0,
+    channel_order='bgr',
   )
-  exported = stablehlo.trace(detector, channel_order='rgb')
-  images = random_images(1, 200)[:, :99]
-  anomaly_map, _ = exported.call(images)
-  np.testing.assert_allclose(anomaly_map, images[..., 0] / 255, 0, 1e-5)
+  serialized = onnx_graph.finish(graph).SerializeToString()
+  run = export_onnx.RUNTIMES[runtime](serialized)
+  agree(redness(resolution, resize=way), run, 'bgr')
+
+
+def test_onnx_has_the_networks_in_the_loop(tmp_path):
+  detector = Detector.load(write_workdir(tmp_path, **{'data.resolution': 0}))
+  serialized = export_onnx.serialize(
+    detector, channel_order='rgb', category='pens'
+  )
+  run = export_onnx.load_onnx_runtime(serialized)
+  assert program.largest_difference(detector, run, channel_order='rgb') < 1e-5

@@ -146,7 +146,7 @@ def make_model(
   """
   if resolution is not None:
     graph = Graph()
-    _add_tiled(
+    add_tiled(
       graph,
       lambda inner, image: MAPS[score_map](
         inner, NETWORKS[model_name](inner, params, image), image
@@ -157,7 +157,7 @@ def make_model(
       score_window=score_window,
       channel_order=channel_order,
     )
-    return _finish(graph)
+    return finish(graph)
   graph = Graph()
   image = prepare(
     graph,
@@ -174,10 +174,10 @@ def make_model(
   large_map = resize(graph, small_map, axis=3, size=width)
   large_map = resize(graph, large_map, axis=2, size=height)
   graph.add('Squeeze', large_map, [1], name=anomaly_map)
-  return _finish(graph)
+  return finish(graph)
 
 
-def _finish(graph: Graph) -> onnx.ModelProto:
+def finish(graph: Graph) -> onnx.ModelProto:
   """The model of a graph that has the nodes of `program.OUTPUTS`."""
   anomaly_map, score = program.OUTPUTS
   return graph.model(
@@ -189,7 +189,7 @@ def _finish(graph: Graph) -> onnx.ModelProto:
   )
 
 
-def _add_tiled(
+def add_tiled(
   graph: Graph,
   look: Callable[[Graph, str], str],
   *,

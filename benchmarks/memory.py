@@ -3,8 +3,8 @@
     python -m benchmarks.memory --side=10000 --folder=/tmp/large
 
 Makes a JPEG of side×side pixels with a red defect of 30×25 in the folder, and
-scores it with networks without weights, of which the map is the red channel: what
-is measured is all but the activations of a batch of tiles. Prints the resident
+scores it with networks without weights, whose map is the red channel: what is
+measured is all but the activations of a batch of tiles. Prints the resident
 memory before and the highest.
 """
 

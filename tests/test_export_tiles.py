@@ -22,9 +22,8 @@ from draem_jax.workdir.thresholds import Thresholds
 SHAPES = [(1, 32, 32), (1, 20, 70), (2, 61, 90)]
 
 
-@pytest.mark.parametrize('tile', [32, 64])
-@pytest.mark.parametrize('length', [1, 7, 31, 32, 33, 56, 57, 80, 81, 300])
-def test_pixels_find_their_tiles_without_a_loop(tile, length):
+@pytest.mark.parametrize('length', [7, 32, 33, 81, 300])
+def test_pixels_find_their_tiles_without_a_loop(length, tile=32):
   rng = np.random.default_rng(0)
   axis = tiles.place(length, tile)
   line = rng.uniform(size=length).astype(np.float32)

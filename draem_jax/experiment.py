@@ -292,6 +292,7 @@ def _evaluate(
     score_image=config['score']['image'],
     score_window=config['score_window'],
     resize=config['data']['resize'],
+    resolution=config['data']['resolution'],
     batch_size=config['eval']['batch_size'],
   )
   thresholds = detector.choose_thresholds(

@@ -19,7 +19,7 @@ from absl import flags
 from jaxtyping import Array, Bool, Key, UInt8
 from ml_collections import config_flags
 
-from draem_jax import command, devices, experiment, terminal
+from draem_jax import command, devices, evaluate, experiment, terminal
 from draem_jax import config as config_lib
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
@@ -301,13 +301,22 @@ def _test_columns(run: pathlib.Path, count: int | None) -> list[tuple]:
   detector = Detector.load(
     run, batch_size=min(len(chosen), config['eval']['batch_size'])
   )
-  scored = detector.score_all(category.test_images[chosen])
   masks = [None] * len(chosen)
   if category.test_masks is not None:
     share = config['eval']['mask_threshold']
     masks = [category.test_masks[index] >= share for index in chosen]
   kinds = [category.test_defects[index] for index in chosen]
-  images = category.test_images[chosen]
+  images = [category.test_images[index] for index in chosen]
+  if detector.is_tiled:
+    small = [
+      evaluate.shrink_whole(image, detector.score_whole(image), mask)
+      for image, mask in zip(images, masks, strict=True)
+    ]
+    return [
+      (one.image, one.anomaly_map, one.mask, kind)
+      for one, kind in zip(small, kinds, strict=True)
+    ]
+  scored = detector.score_all(np.stack(images))
   return list(zip(images, scored.anomaly_map, masks, kinds, strict=True))
 
 

@@ -24,6 +24,9 @@ from draem_jax.errors import UserError
 
 _log = logging.getLogger('draem_jax.predict')  # Run, it is '__main__'.
 
+# Pixels of the longer side, which are enough to see where to look.
+_OVERLAY_SIDE = 2048
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""
@@ -40,6 +43,13 @@ def define_flags() -> None:
   )
   flags.DEFINE_bool(
     'boxes', False, 'Whether overlays have the boxes of the regions in them.'
+  )
+  flags.DEFINE_integer(
+    'overlay_side',
+    None,
+    'Pixels of the longer side of overlays, at most; 0: as the image. By'
+    f' default 0, and {_OVERLAY_SIDE} where images are scored by tiles.',
+    0,
   )
   flags.DEFINE_integer(
     'batch_size', None, 'Images at a time; by default as evaluated.', 1
@@ -81,18 +91,26 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
       image=given.threshold, pixel=given.pixel_threshold
     )
   detector.check_thresholds()
+  side = given.overlay_side
+  if side is None:
+    side = _OVERLAY_SIDE if detector.is_tiled else 0
   settings = {
     'model': detector.fingerprint(),
     'threshold': detector.thresholds.image,
     'pixel threshold': detector.thresholds.pixel,
     'folder of images': str(found.root),
     'choice of boxes': given.boxes,
+    'longest side of overlays': side,
   }
   # Room for large pictures.
   detector = detector.for_scoring()
   with contextlib.closing(Predictions(output, settings)) as predictions:
     broken = stream.score_files(
-      detector, found, predictions, with_boxes=given.boxes
+      detector,
+      found,
+      predictions,
+      with_boxes=given.boxes,
+      overlay_side=side,
     )
     predictions.write_regions()
     verdicts = [

@@ -159,7 +159,7 @@ def panel(
   name: str,
   label: bool | None = None,
   defect: str | None = None,
-  reconstruction: Float[np.ndarray, 'h w 3'] | None = None,
+  reconstruction: _Picture | None = None,
   mask: Bool[np.ndarray, 'h w'] | None = None,
   threshold: float | None = None,
 ) -> UInt8[np.ndarray, 'H W 3']:
@@ -208,12 +208,16 @@ def panel(
 
 def mistakes_gallery(
   *,
-  images: UInt8[np.ndarray, 'n h w 3'] | Float[np.ndarray, 'n h w 3'],
-  anomaly_maps: Float[np.ndarray, 'n h w'],
+  images: UInt8[np.ndarray, 'n h w 3']
+  | Float[np.ndarray, 'n h w 3']
+  | Sequence[UInt8[np.ndarray, '_ _ 3'] | Float[np.ndarray, '_ _ 3']],
+  anomaly_maps: Float[np.ndarray, 'n h w'] | Sequence[Float[np.ndarray, '_ _']],
   scores: Float[np.ndarray, 'n'],
   labels: Bool[np.ndarray, 'n'],
   names: Sequence[str],
-  masks: Bool[np.ndarray, 'n h w'] | None = None,
+  masks: Bool[np.ndarray, 'n h w']
+  | Sequence[Bool[np.ndarray, '_ _']]
+  | None = None,
   threshold: float | None = None,
   count: int = 6,
 ) -> UInt8[np.ndarray, 'H W 3']:
@@ -239,7 +243,8 @@ def mistakes_gallery(
   }
   cell = _SMALL_TILE + _GAP
   # Of strips, which would else stand in empty squares.
-  row = _fitted_size(images.shape[1:3], _SMALL_TILE)[1] + _GAP
+  shown = [images[index].shape for index in good[:count] + anomalous[:count]]
+  row = max(_fitted_size(each, _SMALL_TILE)[1] for each in shown) + _GAP
   heading, caption = 32, 56
   heights = [
     heading + (2 * row + caption if chosen else caption)

@@ -25,13 +25,12 @@ def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
   tops = {file[: file.find('/') + 1] for file in category.test_files}
   common = len(tops.pop()) if len(tops) == 1 else 0
   for index, file in enumerate(category.test_files):
+    drawn = evaluation.drawn[index]
     panel = panels.panel(
-      image=category.test_images[index],
-      reconstruction=None
-      if scored.reconstruction is None
-      else scored.reconstruction[index],
-      anomaly_map=scored.anomaly_map[index],
-      mask=None if evaluation.masks is None else evaluation.masks[index],
+      image=drawn.image,
+      reconstruction=drawn.reconstruction,
+      anomaly_map=drawn.anomaly_map,
+      mask=drawn.mask,
       score=float(scored.score[index]),
       threshold=threshold,
       label=bool(evaluation.labels[index]),
@@ -42,8 +41,8 @@ def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
     picture = naming.picture_name(file[common:])
     panels.save_png(folder / 'panels' / picture, panel)
   gallery = panels.mistakes_gallery(
-    images=category.test_images,
-    anomaly_maps=scored.anomaly_map,
+    images=[drawn.image for drawn in evaluation.drawn],
+    anomaly_maps=[drawn.anomaly_map for drawn in evaluation.drawn],
     masks=evaluation.masks,
     scores=scored.score,
     labels=evaluation.labels,

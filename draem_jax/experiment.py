@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from draem_jax import config as config_lib
 from draem_jax import devices, evaluate, names, paper, report, sizes
 from draem_jax.data import category as category_lib
-from draem_jax.data import demo, layouts, resident, textures
+from draem_jax.data import layouts, resident, textures
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
@@ -78,6 +78,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   memory = resident.device_memory(devices.replicated(mesh))
   if memory is not None:
     train.check_memory(config, memory, mesh.size)
+  programs = train.compile_ahead(config, mesh, workdir)
   category, texture_images = _load(config, workdir)
   kept, held_out = split_holdout(
     category.train_images,
@@ -98,6 +99,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     textures=placed['textures'],
     mesh=mesh,
     eval_images=good['good_images'],
+    programs=programs,
   )
   _tell_of_evaluations(config, good['source'])
   state, lines = train.train(trainer, workdir)
@@ -338,6 +340,9 @@ def load_category(
   data, workdir = config['data'], pathlib.Path(workdir)
   data_dir, layout = data['dir'], data['layout']
   if data_dir == BUILTIN:
+    # Here, as what it draws with takes a while to import.
+    from draem_jax.data import demo
+
     data_dir, layout = workdir / 'data', 'mvtec'
     demo.write_demo_category(data_dir)
   _log.info('loading %s', pathlib.Path(data_dir) / config['category'])
@@ -364,12 +369,17 @@ def load_textures(
   data, size = config['data'], config['image_size']
   if not reads_textures(config):
     return np.zeros((1, *sizes.pair(size), 3), np.uint8)
+  exclude = ()
+  if data['dir'] == BUILTIN:
+    from draem_jax.data import demo
+
+    exclude = (demo.SURFACE,)
   _log.info('loading the textures: %s', data['textures'])
   return textures.load_textures(
     data['textures'],
     image_size=size,
     tfds_dir=data['tfds_dir'] or pathlib.Path(workdir) / 'tfds',
-    exclude=(demo.SURFACE,) if data['dir'] == BUILTIN else (),
+    exclude=exclude,
     num_textures=data['num_textures'],
     seed=config['seed'],
     max_bytes=resident.host_room(data['max_host_share']),

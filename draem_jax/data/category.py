@@ -5,13 +5,12 @@ import logging
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float, UInt8
 
 from draem_jax import names, sizes
-from draem_jax.data import builder as builder_lib
 from draem_jax.data import (
   encoded,
   images,
@@ -21,7 +20,6 @@ from draem_jax.data import (
   resident,
   resizing,
 )
-from draem_jax.data.prepare import naming_damage
 from draem_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -95,6 +93,10 @@ def load_category(
     UserError: if the category is missing, does not have the layout, or one of
       its files is broken, or if `tfds_dir` cannot be written.
   """
+  # Here, as TFDS takes a while to import, and few commands load a category.
+  from draem_jax.data import builder as builder_lib
+  from draem_jax.data.prepare import naming_damage
+
   place = layouts.find(data_dir, category, layout=layout)
   builder = builder_lib.prepare_category(
     place.folder, layout=place.layout, tfds_dir=tfds_dir
@@ -137,12 +139,14 @@ class _Split:
 
 
 def _load_split(
-  builder: builder_lib.CategoryBuilder,
+  builder: Any,
   split: str,
   size: tuple[int, int],
   way: resizing.Way,
 ) -> _Split:
   """Decodes and resizes; both in uint8, as the release does."""
+  import tensorflow_datasets as tfds
+
   records = []
   if split in builder.info.splits:
     skip = tfds.decode.SkipDecoding()

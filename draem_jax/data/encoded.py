@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -406,7 +407,8 @@ class _Quiet:
         self._level = self._log.level
         self._log.setLevel(logging.CRITICAL)
         self._max_pixels = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
+        # Not None: another thread may be between two looks at it.
+        Image.MAX_IMAGE_PIXELS = sys.maxsize
 
   def __exit__(self, *error: object) -> None:
     with self._lock:

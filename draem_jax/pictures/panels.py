@@ -10,11 +10,9 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageColor
-from scipy import ndimage
 
 from draem_jax.pictures.canvas import GRAY, Page
 from draem_jax.workdir import storage
@@ -109,6 +107,9 @@ def draw_outline(
 
   The line runs outside the mask, so that even a thin defect stays visible.
   """
+  # Here, as it takes a while to import, and few commands draw.
+  from scipy import ndimage
+
   mask = np.asarray(mask, bool)
   picture = picture.copy()
   around = ndimage.binary_dilation(mask, np.ones((3, 3))) & ~mask
@@ -472,6 +473,8 @@ def _levels(anomaly_map: Float[np.ndarray, 'h w']) -> UInt8[np.ndarray, 'h w']:
 
 @functools.cache
 def _inferno() -> UInt8[np.ndarray, '256 3']:
+  import matplotlib
+
   colors = matplotlib.colormaps['inferno'](np.arange(256))[:, :3]
   return (colors * 255 + 0.5).astype(np.uint8)
 

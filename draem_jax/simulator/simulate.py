@@ -18,6 +18,7 @@ _PARTS = (
   'texture',
   'augmentation',
   'opacity',
+  'crop',
 )
 
 
@@ -63,7 +64,7 @@ class Steps:
 
 def simulate(
   key: Key[Array, ''],
-  image: UInt8[Array, 'h w 3'],
+  image: UInt8[Array, 'h2 w2 3'],
   texture: UInt8[Array, 'h w 3'],
   options: Options,
 ) -> Example:
@@ -71,15 +72,17 @@ def simulate(
 
   Args:
     key: decides everything that chance does.
-    image: an anomaly-free image, RGB, of any size.
-    texture: where the anomaly's looks come from, RGB, of the same size.
+    image: an anomaly-free image, RGB, of any size. It may have a margin, equal
+      on opposite sides, of what a rotation shows.
+    texture: where the anomaly's looks come from, RGB, of the same size but for
+      the margin.
     options: what the simulator is told to do.
 
   Returns:
     The example. Nothing but these arguments decides about it.
   """
   if not options.anomaly_probability:  # Then there is nothing to compile.
-    image = _rotate(_split(key), image, options)
+    image = _rotate(_split(key), image, texture.shape[:2], options)
     return Example(image, image, jnp.zeros(image.shape[:2], image.dtype))
   made = simulate_steps(key, image, texture, options)
   return Example(image=made.image, augmented=made.augmented, mask=made.mask)
@@ -87,7 +90,7 @@ def simulate(
 
 def simulate_steps(
   key: Key[Array, ''],
-  image: UInt8[Array, 'h w 3'],
+  image: UInt8[Array, 'h2 w2 3'],
   texture: UInt8[Array, 'h w 3'],
   options: Options,
 ) -> Steps:
@@ -98,8 +101,9 @@ def simulate_steps(
 
   Args:
     key: decides everything that chance does.
-    image: an anomaly-free image, RGB, of any size.
-    texture: where the anomaly's looks come from, RGB, of the same size.
+    image: an anomaly-free image, RGB, of any size, with or without a margin.
+    texture: where the anomaly's looks come from, RGB, of the same size but for
+      the margin.
     options: what the simulator is told to do.
 
   Returns:
@@ -107,10 +111,10 @@ def simulate_steps(
   """
   keys = _split(key)
   presence = jax.random.uniform(keys['presence'])
-  shape = image.shape[:2]
+  shape = texture.shape[:2]
   # Each step is a branch of its own: what a branch returns is computed once,
   # while the compiler would repeat it wherever it is used.
-  image = _rotate(keys, image, options)
+  image = _rotate(keys, image, shape, options)
   mask = jax.lax.cond(
     presence < options.anomaly_probability,
     lambda: masks.MASKS[options.mask](keys['mask'], shape, options),
@@ -154,19 +158,25 @@ def _split(key: Key[Array, '']) -> dict[str, Key[Array, '']]:
   return {part: jax.random.fold_in(key, i) for i, part in enumerate(_PARTS)}
 
 
+def part_key(key: Key[Array, ''], part: str) -> Key[Array, '']:
+  """The key by which a part of an example samples."""
+  return _split(key)[part]
+
+
 def _rotate(
   keys: dict[str, Key[Array, '']],
-  image: UInt8[Array, 'h w 3'],
+  image: UInt8[Array, 'h2 w2 3'],
+  size: tuple[int, int],
   options: Options,
-) -> Float[Array, 'h w 3']:
+) -> Float[Array, '{size[0]} {size[1]} 3']:
   return rotate_image(
-    keys['rotation'], image.astype(jnp.float32) / 255, options
+    keys['rotation'], image.astype(jnp.float32) / 255, options, size
   )
 
 
 def simulate_batch(
   keys: Key[Array, 'b'],
-  images: UInt8[Array, 'b h w 3'],
+  images: UInt8[Array, 'b h2 w2 3'],
   textures: UInt8[Array, 'b h w 3'],
   options: Options,
 ) -> Example:
@@ -174,7 +184,7 @@ def simulate_batch(
 
   Args:
     keys: one for each example.
-    images: the anomaly-free images, RGB.
+    images: the anomaly-free images, RGB, with or without a margin.
     textures: a texture for each, RGB.
     options: what the simulator is told to do.
 
@@ -184,7 +194,7 @@ def simulate_batch(
 
   def one(
     arguments: tuple[
-      Key[Array, ''], UInt8[Array, 'h w 3'], UInt8[Array, 'h w 3']
+      Key[Array, ''], UInt8[Array, 'h2 w2 3'], UInt8[Array, 'h w 3']
     ],
   ) -> Example:
     return simulate(*arguments, options)
@@ -199,16 +209,34 @@ def simulate_batch(
 
 
 def rotate_image(
-  key: Key[Array, ''], image: Float[Array, 'h w 3'], options: Options
+  key: Key[Array, ''],
+  image: Float[Array, 'h2 w2 3'],
+  options: Options,
+  size: tuple[int, int] | None = None,
 ) -> Float[Array, 'h w 3']:
-  """Rotates an anomaly-free image, or leaves it as it is (section 4.1)."""
+  """Rotates an anomaly-free image, or leaves it as it is (section 4.1).
+
+  Args:
+    key: decides whether, and by how much.
+    image: with a margin around its middle, or without.
+    options: what the simulator is told to do.
+    size: height and width of the middle, which is the result; by default those
+      of the image.
+  """
+  size = size or image.shape[:2]
+  top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+  middle = image
+  if size != image.shape[:2]:
+    middle = image[top : top + size[0], left : left + size[1]]
   numbers = sample.uniform(key, is_rotated=(), degrees=())
   return jax.lax.cond(
     numbers['is_rotated'] < options.rotation_probability,
     lambda: augment.rotate(
-      image, degrees=sample.within(options.rotation_degrees, numbers['degrees'])
+      image,
+      degrees=sample.within(options.rotation_degrees, numbers['degrees']),
+      size=size,
     ),
-    lambda: image,
+    lambda: middle,
   )
 
 

@@ -233,7 +233,8 @@ FIELDS = {
   'data.num_textures': _whole(0, 0),
   # Of a device's memory; what takes more is fed from the host.
   'data.max_device_share': _share(0.5, shapes_weights=False),
-  # Of the host's memory; textures that take more are decoded when drawn.
+  # Of the host's memory; textures and pictures that take more are decoded when
+  # drawn.
   'data.max_host_share': _share(0.5, shapes_weights=False),
   'model.name': _one_of('draem', *models.MODELS),
   'model.reconstructive_width': _whole(128, 1, _WIDEST),
@@ -429,6 +430,7 @@ def check(config: Mapping[str, Any]) -> None:
       'config.batch_size=1 with config.image_size=32 leaves batch norm no'
       ' variance: take 2 or more, or larger images'
     )
+  _check_resolution(config)
   Options(**config['simulator'])
   if config['stop_when_flat'] and not config['eval']['every']:
     raise UserError(
@@ -436,6 +438,21 @@ def check(config: Mapping[str, Any]) -> None:
       ' while it trains, and there are none: set config.eval.every'
     )
   _check_outputs(config)
+
+
+def _check_resolution(config: Mapping[str, Any]) -> None:
+  """Checks that images are loaded no smaller than the crops of them."""
+  resolution = config['data']['resolution']
+  if resolution in ('', 0):
+    return
+  loaded, crop = sizes.pair(resolution), sizes.pair(config['image_size'])
+  if any(side < least for side, least in zip(loaded, crop, strict=True)):
+    raise UserError(
+      f'config.data.resolution={sizes.shown(loaded)} is less than'
+      f' config.image_size={sizes.shown(crop)}, which is cut out of it: take'
+      " that or more, 0 for the images' own size, or '' to resize them to"
+      ' config.image_size'
+    )
 
 
 def _check_outputs(config: Mapping[str, Any]) -> None:

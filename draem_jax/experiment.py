@@ -16,6 +16,7 @@ from draem_jax import devices, evaluate, names, paper, report, sizes
 from draem_jax.data import category as category_lib
 from draem_jax.data import layouts, resident, textures
 from draem_jax.data.on_demand import OnDemand
+from draem_jax.data.pictures import Pictures
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.report import drawings, results
@@ -88,17 +89,19 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   if devices.is_main_process():
     claim.claim(workdir, config, _fingerprint(config, kept, texture_images))
   placed = resident.put(
-    {'training images': kept, 'textures': texture_images},
+    {'training images': for_crops(config, kept), 'textures': texture_images},
     devices.replicated(mesh),
     max_device_share=config['data']['max_device_share'],
+    max_host_bytes=resident.host_room(config['data']['max_host_share']),
   )
+  _tell_of_small(config, kept)
   good = _threshold_images(category, kept, held_out)
   trainer = train.Trainer(
     config,
     images=placed['training images'],
     textures=placed['textures'],
     mesh=mesh,
-    eval_images=good['good_images'],
+    eval_images=for_crops(config, good['good_images']),
     programs=programs,
   )
   _tell_of_evaluations(config, good['source'])
@@ -216,9 +219,42 @@ def holdout_share(config: Mapping[str, Any]) -> float:
   return 0.0 if _is_published(config) else 0.1
 
 
+def for_crops(
+  config: Mapping[str, Any], images: UInt8[np.ndarray, 'n h w 3'] | Pictures
+) -> UInt8[np.ndarray, 'n h w 3'] | Pictures:
+  """Images as the training takes them: each as large as a crop, or larger."""
+  if isinstance(images, Pictures):
+    return images.at_least(config['image_size'])
+  return images
+
+
+def _tell_of_small(
+  config: Mapping[str, Any], images: UInt8[np.ndarray, 'n h w 3'] | Pictures
+) -> None:
+  """Warns of images that are smaller than a crop."""
+  if not isinstance(images, Pictures):
+    return
+  crop = sizes.pair(config['image_size'])
+  small = np.flatnonzero((images.sizes < crop).any(axis=1))
+  if len(small):
+    _log.warning(
+      '%d of %d training images are smaller than config.image_size=%s in a'
+      ' side, such as %s (%s), and go on mirrored beyond their edge: take a'
+      ' smaller config.image_size, or images of more pixels',
+      len(small),
+      len(images),
+      sizes.shown(crop),
+      names.shown(images.names[small[0]]),
+      sizes.shown(images.sizes[small[0]].tolist()),
+    )
+
+
 def split_holdout(
-  images: UInt8[np.ndarray, 'n h w 3'], *, share: float, seed: int
-) -> tuple[UInt8[np.ndarray, 'm h w 3'], UInt8[np.ndarray, 'k h w 3']]:
+  images: UInt8[np.ndarray, 'n h w 3'] | Pictures, *, share: float, seed: int
+) -> tuple[
+  UInt8[np.ndarray, 'm h w 3'] | Pictures,
+  UInt8[np.ndarray, 'k h w 3'] | Pictures,
+]:
   """Splits good images into those to train on and those held out.
 
   Args:
@@ -243,8 +279,8 @@ def split_holdout(
 
 def _threshold_images(
   category: category_lib.Category,
-  kept: UInt8[np.ndarray, 'n h w 3'],
-  held_out: UInt8[np.ndarray, 'k h w 3'],
+  kept: UInt8[np.ndarray, 'n h w 3'] | Pictures,
+  held_out: UInt8[np.ndarray, 'k h w 3'] | Pictures,
 ) -> dict[str, Any]:
   """The good images that choose the thresholds, and what they are."""
   if category.validation_images is not None:
@@ -279,7 +315,7 @@ def _evaluate(
   *,
   trainer: train.Trainer,
   variables: Mapping[str, Any],
-  good_images: UInt8[np.ndarray, 'n h w 3'],
+  good_images: UInt8[np.ndarray, 'n h w 3'] | Pictures,
   source: str,
   steps: int,
   best_step: int | None,
@@ -353,6 +389,7 @@ def load_category(
     tfds_dir=data['tfds_dir'] or workdir / 'tfds',
     layout=layout,
     resize=data['resize'],
+    resolution=data['resolution'],
   )
 
 
@@ -413,11 +450,13 @@ def reads_textures(config: Mapping[str, Any]) -> bool:
 
 def _fingerprint(
   config: Mapping[str, Any],
-  images: UInt8[np.ndarray, 'n h w 3'],
-  texture_images: UInt8[np.ndarray | OnDemand, 't h w 3'],
+  images: UInt8[np.ndarray, 'n h w 3'] | Pictures,
+  texture_images: UInt8[np.ndarray | OnDemand, 't h2 w2 3'],
 ) -> dict[str, str]:
   """A checksum of each thing that the training reads, by name."""
-  fingerprint = {'training images': _checksum(images)}
+  is_open = isinstance(images, Pictures)
+  checksum = images.checksum() if is_open else _checksum(images)
+  fingerprint = {'training images': checksum}
   if not reads_textures(config):
     return fingerprint
   # By another name, so that a machine with more memory may go on.

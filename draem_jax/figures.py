@@ -21,13 +21,14 @@ from ml_collections import config_flags
 
 from draem_jax import command, devices, evaluate, experiment, terminal
 from draem_jax import config as config_lib
+from draem_jax.data.pictures import Pictures
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.pictures import panels, sheets
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
 from draem_jax.simulator.simulate import Steps
-from draem_jax.training import sampling
+from draem_jax.training import feeding, sampling
 from draem_jax.workdir import claim
 
 _log = logging.getLogger('draem_jax.figures')  # Run, it is '__main__'.
@@ -35,7 +36,7 @@ _log = logging.getLogger('draem_jax.figures')  # Run, it is '__main__'.
 # After so many without enough anomalies among them, the config is to blame.
 _MAX_TRIED = 1000
 
-Images = UInt8[np.ndarray, '_ h w 3']
+Images = UInt8[np.ndarray, '_ _ _ 3'] | Pictures
 
 
 def define_flags() -> None:
@@ -370,6 +371,7 @@ def _load(
     share=experiment.holdout_share(config),
     seed=config['seed'],
   )
+  images = experiment.for_crops(config, images)
   return images, experiment.load_textures(config, folder)
 
 
@@ -390,7 +392,7 @@ def _draw(
   tuple[
     Key[Array, ''],
     UInt8[np.ndarray, 'h w 3'],
-    UInt8[np.ndarray, 'h w 3'],
+    UInt8[np.ndarray, 'h2 w2 3'],
   ]
 ]:
   """What the examples of a training are made of, in its order, without end."""
@@ -404,15 +406,18 @@ def _draw(
       sampling=config['sampling'],
     )
   )
+  options = Options(**config['simulator'])
   for step in itertools.count():
     sampled = sample_batch(step)
+    if isinstance(images, Pictures):
+      size = textures.shape[1:3]
+      drawn = feeding.take_crops(images, sampled, size, options)
+    else:
+      drawn = images[np.asarray(sampled.images)]
     for key, image, texture in zip(
-      sampled.keys,
-      np.asarray(sampled.images),
-      np.asarray(sampled.textures),
-      strict=True,
+      sampled.keys, drawn, np.asarray(sampled.textures), strict=True
     ):
-      yield key, images[image], textures[texture]
+      yield key, image, textures[texture]
 
 
 def _anomalous(

@@ -181,6 +181,28 @@ def decode(
     yield picture
 
 
+def read_size(data: bytes, name: str) -> tuple[int, int]:
+  """Height and width of the upright picture in a file, of its content.
+
+  Where the head of the file tells, no pixel is decoded.
+
+  Args:
+    data: content of the file.
+    name: of the file, for the error.
+
+  Raises:
+    UserError: if this is no image, or a broken one.
+  """
+  try:
+    with _quiet, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+      width, height = image.size
+      turned = _orientation(image, None) >= 5
+  except Exception:  # Pillow raises nearly anything.
+    with decode(data, name) as picture:
+      return picture.shape
+  return (width, height) if turned else (height, width)
+
+
 def _decode(
   file: io.BufferedIOBase,
   name: str,

@@ -18,6 +18,7 @@ _PARTS = (
   'texture',
   'augmentation',
   'opacity',
+  'crop',
   'source',
   'noise',
 )
@@ -65,18 +66,20 @@ class Steps:
 
 def simulate(
   key: Key[Array, ''],
-  image: UInt8[Array, 'h w 3'],
+  image: UInt8[Array, 'h2 w2 3'],
   texture: UInt8[Array, 'h w 3'],
   options: Options,
   *,
-  other: UInt8[Array, 'h w 3'] | None = None,
+  other: UInt8[Array, 'h2 w2 3'] | None = None,
 ) -> Example:
   """Samples a training example (section 3.3, figure 4).
 
   Args:
     key: decides everything that chance does.
-    image: an anomaly-free image, RGB, of any size.
-    texture: where the anomaly's looks come from, RGB, of the same size.
+    image: an anomaly-free image, RGB, of any size. It may have a margin, equal
+      on opposite sides, of what a rotation shows.
+    texture: where the anomaly's looks come from, RGB, of the same size but for
+      the margin.
     options: what the simulator is told to do.
     other: another anomaly-free image, which may be the texture; without it,
       `image` may.
@@ -86,7 +89,7 @@ def simulate(
   """
   if not options.anomaly_probability:  # Then there is nothing to compile.
     keys = _split(key)
-    image = _rotate(keys, image, options)
+    image = _rotate(keys, image, texture.shape[:2], options)
     mask = jnp.zeros(image.shape[:2], image.dtype)
     return Example(image, _add_noise(keys, image, options), mask)
   made = simulate_steps(key, image, texture, options, other=other)
@@ -95,11 +98,11 @@ def simulate(
 
 def simulate_steps(
   key: Key[Array, ''],
-  image: UInt8[Array, 'h w 3'],
+  image: UInt8[Array, 'h2 w2 3'],
   texture: UInt8[Array, 'h w 3'],
   options: Options,
   *,
-  other: UInt8[Array, 'h w 3'] | None = None,
+  other: UInt8[Array, 'h2 w2 3'] | None = None,
 ) -> Steps:
   """Samples a training example and keeps what it was made of.
 
@@ -108,8 +111,9 @@ def simulate_steps(
 
   Args:
     key: decides everything that chance does.
-    image: an anomaly-free image, RGB, of any size.
-    texture: where the anomaly's looks come from, RGB, of the same size.
+    image: an anomaly-free image, RGB, of any size, with or without a margin.
+    texture: where the anomaly's looks come from, RGB, of the same size but for
+      the margin.
     options: what the simulator is told to do.
     other: see there.
 
@@ -119,10 +123,10 @@ def simulate_steps(
   keys = _split(key)
   other = image if other is None else other
   presence = jax.random.uniform(keys['presence'])
-  shape = image.shape[:2]
+  shape = texture.shape[:2]
   # Each step is a branch of its own: what a branch returns is computed once,
   # while the compiler would repeat it wherever it is used.
-  image = _rotate(keys, image, options)
+  image = _rotate(keys, image, shape, options)
   mask = jax.lax.cond(
     presence < options.anomaly_probability,
     lambda: masks.MASKS[options.mask](keys['mask'], shape, options),
@@ -162,7 +166,7 @@ def simulate_steps(
 def _make_anomaly(
   keys: dict[str, Key[Array, '']],
   texture: UInt8[Array, 'h w 3'],
-  other: UInt8[Array, 'h w 3'],
+  other: UInt8[Array, 'h2 w2 3'],
   options: Options,
 ) -> tuple[UInt8[Array, 'h w 3'], UInt8[Array, 'h w 3']]:
   """The texture, or a good image in its place, and the same as augmented."""
@@ -179,6 +183,7 @@ def _make_anomaly(
   )
   is_good = numbers['good'] < options.good_textures
   is_plain = numbers['plain'] >= options.augmentation_probability
+  other = _without_margin(other, texture.shape[:2])
   shift = jnp.floor(numbers['shift'] * jnp.array(other.shape[:2]))
   moved = jnp.roll(other, shift.astype(jnp.int32), axis=(0, 1))
   for axis in (0, 1):
@@ -187,6 +192,13 @@ def _make_anomaly(
     )
   source = jnp.where(is_good, moved, texture)
   return source, jax.lax.cond(is_good | is_plain, lambda: source, augmented)
+
+
+def _without_margin(
+  image: UInt8[Array, 'h2 w2 3'], shape: tuple[int, int]
+) -> UInt8[Array, '{shape[0]} {shape[1]} 3']:
+  top, left = ((n - m) // 2 for n, m in zip(image.shape, shape, strict=False))
+  return image[top : top + shape[0], left : left + shape[1]]
 
 
 def _add_noise(
@@ -206,19 +218,25 @@ def _split(key: Key[Array, '']) -> dict[str, Key[Array, '']]:
   return {part: jax.random.fold_in(key, i) for i, part in enumerate(_PARTS)}
 
 
+def part_key(key: Key[Array, ''], part: str) -> Key[Array, '']:
+  """The key by which a part of an example samples."""
+  return _split(key)[part]
+
+
 def _rotate(
   keys: dict[str, Key[Array, '']],
-  image: UInt8[Array, 'h w 3'],
+  image: UInt8[Array, 'h2 w2 3'],
+  size: tuple[int, int],
   options: Options,
-) -> Float[Array, 'h w 3']:
+) -> Float[Array, '{size[0]} {size[1]} 3']:
   return rotate_image(
-    keys['rotation'], image.astype(jnp.float32) / 255, options
+    keys['rotation'], image.astype(jnp.float32) / 255, options, size
   )
 
 
 def simulate_batch(
   keys: Key[Array, 'b'],
-  images: UInt8[Array, 'b h w 3'],
+  images: UInt8[Array, 'b h2 w2 3'],
   textures: UInt8[Array, 'b h w 3'],
   options: Options,
 ) -> Example:
@@ -226,7 +244,8 @@ def simulate_batch(
 
   Args:
     keys: one for each example.
-    images: the anomaly-free images, RGB; each may be the next one's texture.
+    images: the anomaly-free images, RGB, with or without a margin; each may be
+      the next one's texture.
     textures: a texture for each, RGB.
     options: what the simulator is told to do.
 
@@ -250,16 +269,34 @@ def simulate_batch(
 
 
 def rotate_image(
-  key: Key[Array, ''], image: Float[Array, 'h w 3'], options: Options
+  key: Key[Array, ''],
+  image: Float[Array, 'h2 w2 3'],
+  options: Options,
+  size: tuple[int, int] | None = None,
 ) -> Float[Array, 'h w 3']:
-  """Rotates an anomaly-free image, or leaves it as it is (section 4.1)."""
+  """Rotates an anomaly-free image, or leaves it as it is (section 4.1).
+
+  Args:
+    key: decides whether, and by how much.
+    image: with a margin around its middle, or without.
+    options: what the simulator is told to do.
+    size: height and width of the middle, which is the result; by default those
+      of the image.
+  """
+  size = size or image.shape[:2]
+  top, left = (image.shape[0] - size[0]) // 2, (image.shape[1] - size[1]) // 2
+  middle = image
+  if size != image.shape[:2]:
+    middle = image[top : top + size[0], left : left + size[1]]
   numbers = sample.uniform(key, is_rotated=(), degrees=())
   return jax.lax.cond(
     numbers['is_rotated'] < options.rotation_probability,
     lambda: augment.rotate(
-      image, degrees=sample.within(options.rotation_degrees, numbers['degrees'])
+      image,
+      degrees=sample.within(options.rotation_degrees, numbers['degrees']),
+      size=size,
     ),
-    lambda: image,
+    lambda: middle,
   )
 
 

@@ -17,11 +17,12 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from draem_jax import devices, losses, metrics, score
 from draem_jax.data.on_demand import OnDemand
+from draem_jax.data.pictures import Pictures
 from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
-from draem_jax.training import sampling
+from draem_jax.training import feeding, sampling
 
 # What is evaluated on, at the least; half of it is anomalous.
 NUM_EXAMPLES = 64
@@ -30,12 +31,13 @@ _CHUNK, _TRIES = 16, 16
 
 
 def make_examples(
-  images: UInt8[Array | np.ndarray, 'n h w 3'],
-  textures: UInt8[Array | np.ndarray | OnDemand, 't h w 3'],
+  images: UInt8[Array | np.ndarray, 'n h w 3'] | Pictures,
+  textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
   options: Options,
   *,
   seed: int,
   count: int,
+  crop: bool = False,
 ) -> simulate.Example:
   """Simulates anomalies that are not empty, each beside its image without.
 
@@ -46,11 +48,14 @@ def make_examples(
       anomaly, and the noise on the images, do not count here.
     seed: of the run, which decides everything that chance does.
     count: number of examples, of which half are anomalous, and the odd one.
+    crop: whether crops of the images, of the size of the textures, are taken,
+      where the seed says.
 
   Raises:
     UserError: if next to all anomalies are empty.
   """
   options = dataclasses.replace(options, anomaly_probability=1.0, noise=0.0)
+  size = textures.shape[1:3]
   run = _compiled(options)
   needed, found = -(-count // 2), []
   for first in range(0, _TRIES * needed, _CHUNK):
@@ -63,7 +68,9 @@ def make_examples(
     made = jax.device_get(
       run(
         sampled.keys,
-        _take(images, sampled.images),
+        feeding.take_crops(images, sampled, size, options)
+        if crop
+        else _take(images, sampled.images),
         _take(textures, sampled.textures),
       )
     )
@@ -124,8 +131,8 @@ class Evaluator:
     model: models.Networks,
     config: Mapping[str, Any],
     *,
-    images: UInt8[Array | np.ndarray, 'n h w 3'],
-    textures: UInt8[Array | np.ndarray | OnDemand, 't h w 3'],
+    images: UInt8[Array | np.ndarray, 'n h w 3'] | Pictures,
+    textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
     num_steps: int,
     mesh: Mesh,
   ):
@@ -149,6 +156,7 @@ class Evaluator:
       Options(**config['simulator']),
       seed=config['seed'],
       count=-(-NUM_EXAMPLES // self._batch) * self._batch,
+      crop=config['data']['resolution'] != '',
     )
     # Whole in every process.
     self._run = jax.jit(

@@ -19,10 +19,11 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from draem_jax import devices, interrupt, score, sizes
 from draem_jax.data.on_demand import OnDemand
+from draem_jax.data.pictures import Pictures
 from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.pictures import panels
-from draem_jax.simulator import simulate
+from draem_jax.simulator import crops, simulate
 from draem_jax.simulator.options import Options
 from draem_jax.training import feeding, profiling, sampling, simulated
 from draem_jax.training import writer as writer_lib
@@ -284,10 +285,10 @@ class Trainer:
     self,
     config: Mapping[str, Any],
     *,
-    images: UInt8[Array | np.ndarray, 'n h w 3'],
-    textures: UInt8[Array | np.ndarray | OnDemand, 't h w 3'],
+    images: UInt8[Array | np.ndarray, 'n h w 3'] | Pictures,
+    textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
     mesh: Mesh | None = None,
-    eval_images: UInt8[np.ndarray, 'k h w 3'] | None = None,
+    eval_images: UInt8[np.ndarray, 'k h w 3'] | Pictures | None = None,
     programs: Programs | None = None,
   ):
     """Compiles nothing yet.
@@ -295,7 +296,9 @@ class Trainer:
     Args:
       config: the run's config as nested plain values.
       images: anomaly-free images. A JAX array stays on the devices and is
-        drawn from inside the step; from anything else each batch is fed.
+        drawn from inside the step; from anything else each batch is fed. With
+        `config.data.resolution` they are as large as it says, none smaller
+        than `config.image_size`, and crops of them are drawn.
       textures: anomaly textures, likewise.
       mesh: over every device by default.
       eval_images: good images that get simulated anomalies, to evaluate on
@@ -311,6 +314,11 @@ class Trainer:
     self.optimizer, self.options = programs.optimizer, programs.options
     self.schedule = make_schedule(config, self.num_steps)
     self.images, self.textures = images, textures
+    self._crop = self._margin = None
+    if config['data']['resolution'] != '':
+      self._crop = sizes.pair(config['image_size'])
+      self._margin = np.array(crops.margin(self._crop, self.options))
+      self._sizes = feeding.picture_sizes(images)
     self._eval_images = images if eval_images is None else eval_images
     self._everywhere = devices.replicated(self.mesh)
     # On a device of this process alone: a thread asks when it likes.
@@ -384,7 +392,7 @@ class Trainer:
     )
 
   def _sample_batch(self, step: Int[Array, ''] | int) -> sampling.Sample:
-    return sampling.sample_batch(
+    sampled = sampling.sample_batch(
       self.config['seed'],
       step,
       batch_size=self.config['batch_size'],
@@ -392,10 +400,18 @@ class Trainer:
       num_textures=len(self.textures),
       sampling=self.config['sampling'],
     )
+    if self._crop:
+      sampled = sampling.with_corners(sampled, self._sizes, self._crop)
+    return sampled
+
+  @property
+  def _part(self) -> tuple[int, int]:
+    """Height and width of a crop with its margin."""
+    return tuple((np.array(self._crop) + 2 * self._margin).tolist())
 
   def _fetch(
     self, step: int
-  ) -> tuple[UInt8[Array, '_ h w 3'], UInt8[Array, '_ h w 3']]:
+  ) -> tuple[UInt8[Array, '_ h w 3'], UInt8[Array, '_ h2 w2 3']]:
     """Images and textures for `_draw`: those that are fed as batches."""
     images, textures = self.images, self.textures
     if self._feeder:
@@ -403,7 +419,13 @@ class Trainer:
       sampled = self._sample(index)
       if not isinstance(images, jax.Array):
         indices = jax.device_get(sampled.images)
-        images = feeding.gather(images, indices, self.mesh)
+        if self._crop:
+          corners = jax.device_get(sampled.corners) - self._margin
+          images = feeding.gather_parts(
+            images, indices, corners, self._part, self.mesh
+          )
+        else:
+          images = feeding.gather(images, indices, self.mesh)
       if not isinstance(textures, jax.Array):
         indices = jax.device_get(sampled.textures)
         textures = feeding.gather(textures, indices, self.mesh)
@@ -413,12 +435,19 @@ class Trainer:
     self,
     step: Int[Array, ''],
     images: UInt8[Array, '_ h w 3'],
-    textures: UInt8[Array, '_ h w 3'],
-  ) -> tuple[UInt8[Array, 'b h w 3'], UInt8[Array, 'b h w 3'], Key[Array, 'b']]:
+    textures: UInt8[Array, '_ h2 w2 3'],
+  ) -> tuple[
+    UInt8[Array, 'b h3 w3 3'], UInt8[Array, 'b h2 w2 3'], Key[Array, 'b']
+  ]:
     """The batch of a step from all images, or from the batch that was fed."""
     sampled = self._sample_batch(step)
     if isinstance(self.images, jax.Array):
-      images = images[sampled.images]
+      if self._crop:
+        images = jax.vmap(
+          lambda index, corner: crops.cut(images, index, corner, self._part)
+        )(sampled.images, sampled.corners - self._margin)
+      else:
+        images = images[sampled.images]
     if isinstance(self.textures, jax.Array):
       textures = textures[sampled.textures]
     return images, textures, sampled.keys
@@ -428,7 +457,7 @@ class Trainer:
     variables: Any,
     step: Int[Array, ''],
     images: UInt8[Array, '_ h w 3'],
-    textures: UInt8[Array, '_ h w 3'],
+    textures: UInt8[Array, '_ h2 w2 3'],
   ) -> Preview:
     images, textures, keys = self._draw(step, images, textures)
     example = simulate.simulate_batch(keys, images, textures, self.options)

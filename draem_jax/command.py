@@ -19,7 +19,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
-from draem_jax import interrupt, names, sizes, terminal
+from draem_jax import cluster, interrupt, names, sizes, terminal
 from draem_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -200,10 +200,14 @@ def wrap(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       terminal.complain('stopped')
       sys.exit(128 + signal.SIGINT)
     except OSError as error:
+      cluster.end_if_gone(error)
       if error.errno not in _REMEDIES:
         raise
       where = error.filename or _folder()
       _fail(f'{where}: {error.strerror}: {_REMEDIES[error.errno]}')
+    except Exception as error:
+      cluster.end_if_gone(error)
+      raise
 
   return wrapped
 

@@ -92,7 +92,7 @@ class Slurm:
       dict(re.findall(r'(\w+)=(\S*)', line)) for line in text.splitlines()
     ]
 
-  def wait(self, job, log, *states, seconds=300):
+  def wait(self, job, log, *states, seconds=900):
     """Waits until all tasks of a job are in one of the states."""
     deadline = time.monotonic() + seconds
     while True:
@@ -129,7 +129,7 @@ def running():
     stack.callback(_stop, folder)
     _start(slurm, folder)
     # What a failed test left would go on.
-    stack.callback(slurm.run, 'scancel', '--user=root', '--full')
+    stack.callback(_empty, slurm)
     yield slurm
 
 
@@ -178,6 +178,15 @@ def _start(slurm, folder):
       )
     time.sleep(0.2)
   slurm.run('srun', '-N2', '-n2', 'true')
+
+
+def _empty(slurm):
+  """Ends all jobs, and waits until nothing of them is left."""
+  slurm.run('scancel', '--user=root', '--full', '--signal=KILL')
+  slurm.run('scancel', '--user=root')
+  deadline = time.monotonic() + 60
+  while slurm.run('squeue', '--noheader') and time.monotonic() < deadline:
+    time.sleep(0.2)
 
 
 def _stop(folder):

@@ -99,7 +99,7 @@ def wait_until_ready(both):
     assert line, process.communicate()[1]
 
 
-def end(process, seconds=60):
+def end(process, seconds=240):
   """The status of a process, and the one line that it ends with."""
   _, err = process.communicate(timeout=seconds)
   assert 'Traceback' not in err and '***' not in err, err
@@ -173,7 +173,7 @@ def test_what_is_wrong_with_one_is_said_by_both(mode, words):
 def test_a_bug_keeps_its_trace():
   with pair('-c', PROGRAM, 'bug') as both:
     for process in both:
-      _, err = process.communicate(timeout=60)
+      _, err = process.communicate(timeout=240)
       assert 'Traceback' in err and 'TypeError: a bug' in err
 
 

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from draem_jax import cluster, devices, evaluate, names, paper, report, sizes
 from draem_jax import config as config_lib
-from draem_jax import devices, evaluate, names, paper, report, sizes
 from draem_jax.data import category as category_lib
 from draem_jax.data import layouts, resident, textures
 from draem_jax.data.on_demand import OnDemand
@@ -55,22 +55,34 @@ def train_and_evaluate(
       in `workdir`.
     interrupt.Interrupted: if a signal stopped the training.
   """
-  config_lib.check(config)
   workdir = pathlib.Path(workdir)
-  config = decide(config, workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'--workdir={workdir} cannot be made ({error.strerror}): name another'
-    ) from error
-  alone = contextlib.nullcontext()
-  if devices.is_main_process():
-    alone = lock.hold(workdir)
-  with alone:
-    if devices.is_main_process():
-      storage.clear_partial(workdir, deep=True)
+  with contextlib.ExitStack() as stack:
+    with cluster.together():
+      config_lib.check(config)
+      config = decide(config, workdir)
+      try:
+        workdir.mkdir(parents=True, exist_ok=True)
+      except OSError as error:
+        raise UserError(
+          f'--workdir={workdir} cannot be made ({error.strerror}): name another'
+        ) from error
+      if devices.is_main_process():
+        stack.enter_context(lock.hold(workdir))
+        storage.clear_partial(workdir, deep=True)
+    cluster.compare(cluster.versions() | _comparable(config))
     return _run(config, workdir)
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields that every process of a run must have the same.
+
+  Where files lie may differ from host to host: what lies there may not.
+  """
+  return {
+    f'config.{name}': value
+    for name, value in config_lib.flatten(config).items()
+    if name not in ('data.dir', 'data.tfds_dir', 'data.textures')
+  }
 
 
 def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
@@ -80,14 +92,18 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   if memory is not None:
     train.check_memory(config, memory, mesh.size)
   programs = train.compile_ahead(config, mesh, workdir)
-  category, texture_images = _load(config, workdir)
-  kept, held_out = split_holdout(
-    category.train_images,
-    share=config['eval']['holdout'],
-    seed=config['seed'],
-  )
-  if devices.is_main_process():
-    claim.claim(workdir, config, _fingerprint(config, kept, texture_images))
+  with cluster.together():
+    category, texture_images = _load(config, workdir)
+    kept, held_out = split_holdout(
+      category.train_images,
+      share=config['eval']['holdout'],
+      seed=config['seed'],
+    )
+    fingerprint = _fingerprint(config, kept, texture_images)
+  cluster.compare(fingerprint)
+  with cluster.together():
+    if devices.is_main_process():
+      claim.claim(workdir, config, fingerprint)
   placed = resident.put(
     {'training images': for_crops(config, kept), 'textures': texture_images},
     devices.replicated(mesh),

@@ -124,7 +124,7 @@ def test_two_processes_stop_together_and_agree_with_one(tmp_path, settings):
 RESTORE = """
 import pathlib, shutil, sys
 import flax.struct, jax, numpy as np
-from draem_jax import devices
+from draem_jax import cluster, devices
 from draem_jax.workdir import checkpoint
 from draem_jax.errors import UserError
 
@@ -150,7 +150,7 @@ def attempt():
   except (TypeError, UserError) as error:
     print('restored', type(error).__name__, error)
 
-devices.start_distributed()
+cluster.start()
 everywhere = devices.replicated(devices.make_mesh(2))
 folder = pathlib.Path(sys.argv[1])
 checkpointer = checkpoint.Checkpointer(folder, keep=9)

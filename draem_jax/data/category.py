@@ -201,7 +201,7 @@ def _load_split(
 
 
 def _open_split(
-  builder: builder_lib.CategoryBuilder,
+  builder: Any,
   split: str,
   size: tuple[int, int] | None,
   way: resizing.Way,

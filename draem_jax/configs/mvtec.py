@@ -80,7 +80,7 @@ def small(config: config_dict.ConfigDict) -> None:
   config.model.reconstructive_width = 16
   config.model.discriminative_width = 8
   config.num_steps = 3000
-  config.learning_rate *= 10
+  config.learning_rate = round(10 * config.learning_rate, 9)
   config.score_window = 5
 
 

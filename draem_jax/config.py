@@ -259,11 +259,8 @@ FIELDS = {
   'sampling': _one_of('epochs', 'epochs', 'with_replacement'),
   'optimizer': _one_of('adam', 'adam', 'muon', 'sgd'),
   'learning_rate': _positive(1e-4),
-  # Or 'cosine': it rises in a straight line to the rate over the first share of
-  # the steps, and falls as half a wave to 0 at another.
-  'learning_rate_schedule': _one_of('milestones', 'milestones', 'cosine'),
+  # Share of the steps over which it rises to that in a straight line.
   'learning_rate_warmup': _below_one(0.0),
-  'learning_rate_end': _share(1.0),
   'learning_rate_factor': _positive(0.1),
   # Shares of the steps.
   'learning_rate_milestones': Field(

@@ -196,7 +196,7 @@ def test_the_light_preset_is_the_best_on_small_networks():
   light = mvtec.get_config('pens,light')
   assert light.to_dict() == mvtec.get_config('pens,best,small').to_dict()
   assert light.image_size == 64 and light.num_steps == 3000
-  assert light.learning_rate == pytest.approx(3e-3)
+  assert light.learning_rate == pytest.approx(6e-3)
   assert light.loss.data_range == 'from_batch' and light.eval.holdout == 0
 
 

@@ -22,7 +22,8 @@ from draem_jax.studies import plan
 # The fields that make a part of the recipe.
 PARTS = {
   'without_muon': ('optimizer', 'learning_rate'),
-  'without_cosine': ('learning_rate_schedule', 'learning_rate_warmup'),
+  'without_warmup': ('learning_rate_warmup',),
+  'without_early_fall': ('learning_rate_milestones', 'learning_rate_factor'),
   'without_ema': ('ema',),
   'without_gamma': ('loss.gamma', 'loss.weights.focal'),
   'without_cells': ('simulator.cells',),

@@ -169,25 +169,19 @@ def check_memory(config: Mapping[str, Any], memory: int, devices: int) -> None:
 
 
 def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
-  """The learning rate by step, see `learning_rate*` of the config."""
-  if config['learning_rate_schedule'] == 'cosine':
-    warmup = int(config['learning_rate_warmup'] * num_steps)
-    end = max(int(config['learning_rate_end'] * num_steps), warmup + 1)
-    # A step of rate 0 would be lost: the first one is above it.
-    return optax.join_schedules(
-      [
-        lambda step: config['learning_rate'] * (step + 1) / max(warmup, 1),
-        optax.cosine_decay_schedule(config['learning_rate'], end - warmup),
-      ],
-      [warmup],
-    )
-  return optax.piecewise_constant_schedule(
+  """The learning rate by step: it rises at first, and falls at milestones."""
+  falls = optax.piecewise_constant_schedule(
     config['learning_rate'],
     {
       int(share * num_steps): config['learning_rate_factor']
       for share in config['learning_rate_milestones']
     },
   )
+  warmup = int(config['learning_rate_warmup'] * num_steps)
+  if not warmup:
+    return falls
+  # A step of rate 0 would be lost: the first one is above it.
+  return lambda step: falls(step) * jnp.minimum(1, (step + 1) / warmup)
 
 
 def make_optimizer(

@@ -1,4 +1,4 @@
-"""The recipes beside each other, and `best` with each of its parts taken out.
+"""The recipes beside each other, and one of our own, whole and part by part.
 
 See `draem_jax.configs.recipes`, whose `get_config` this is.
 """

@@ -108,8 +108,8 @@ MUTANTS = (
   Mutant(
     'mask: below the threshold instead of above',
     'simulator/masks.py',
-    '(noise > threshold)',
-    '(noise < threshold)',
+    'mask = noise > threshold',
+    'mask = noise < threshold',
     f'{_SIMULATE} -k options_reach',
   ),
   Mutant(

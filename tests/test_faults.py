@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from small import random_images
 
+pytestmark = pytest.mark.clusters
 ROOT = pathlib.Path(__file__).parents[1]
 # What each process runs, by its argument.
 PROGRAM = """

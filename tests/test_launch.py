@@ -169,6 +169,7 @@ def test_the_image_is_made_of_what_is_there():
     assert name in copied[0].split()
 
 
+@pytest.mark.clusters
 def test_categories_run_side_by_side_on_a_machine(tmp_path):
   for name in ('cups', 'pens', 'rags'):
     for split, count in (('train/good', 4), ('test/good', 1), ('test/bent', 1)):

@@ -19,6 +19,9 @@ STEPS = 100
 EVERY = 10
 
 
+pytestmark = pytest.mark.clusters
+
+
 @pytest.fixture(scope='module')
 def slurm():
   with slurm_lib.running() as running:

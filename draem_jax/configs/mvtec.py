@@ -9,9 +9,8 @@ The recipe of the paper (Zavrtanik, Kristan, Skočaj: DRÆM, ICCV 2021, section
 `:category` is a folder of `config.data.dir`, one of the 15 or the user's own;
 `:all` runs every category of that folder, one after the other, and writes a
 table. Behind a comma stands the preset, `paper` (the default), `release`,
-`best` or `light`: `configs/mvtec.py:all,release`. `best` trains the same
-networks by a recipe of our own, see docs/recipes.md; `light` is that recipe on
-narrow networks and images of 64 pixels, for machines without a GPU. The presets
+or `light`: `configs/mvtec.py:all,release`. `light` is for machines without a
+GPU: the release's recipe on narrow networks and images of 64 pixels. The presets
 train on every good image, as published. Without a preset it is the paper's
 recipe, too, but in a category of the user's own for a tenth of its good images,
 which choose the threshold instead, and images are resized by the mean of what
@@ -26,14 +25,14 @@ from ml_collections import config_dict
 
 from draem_jax import config as config_lib
 
-PRESETS = ('paper', 'release', 'best', 'light')
+PRESETS = ('paper', 'release', 'light')
 
 
 def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
   """The config for `'category'`, `'category,preset'` or `'all'`.
 
   Behind a preset but `light`, `small` makes networks and images small:
-  `'bottle,best,small'`.
+  `'bottle,release,small'`.
   """
   category, *named = (arguments or 'bottle').split(',')
   preset, setting = (*named, '', '')[:2]
@@ -48,10 +47,8 @@ def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
     )
   config = config_lib.default()
   config.category = category
-  if preset == 'release':
+  if preset in ('release', 'light'):
     release(config)
-  if preset in ('best', 'light'):
-    best(config)
   if setting or preset == 'light':
     small(config)
   if not named:
@@ -108,31 +105,4 @@ def release(config: config_dict.ConfigDict) -> None:
       'rotate',
     ),
     opacity=(0.2, 1.0),
-  )
-
-
-def best(config: config_dict.ConfigDict) -> None:
-  """Changes `config` to the recipe that we found to find most.
-
-  The networks and what they cost are those of `release`; what differs is how
-  they are trained. docs/recipes.md says what each change gains.
-  """
-  release(config)
-  config.optimizer = 'muon'
-  config.learning_rate = 6e-4
-  config.learning_rate_warmup = 0.01
-  # What is there to learn from simulated anomalies it has learned by then; from
-  # there on it only gets more sensitive than people are.
-  config.learning_rate_milestones = (0.2,)
-  config.learning_rate_factor = 0.01
-  config.ema = 0.995
-  config.loss.gamma = 4.0
-  config.loss.weights.focal = 4.0
-  config.simulator.update(
-    cells=(1, 8),
-    unions=0.25,
-    intersections=0.25,
-    augmentation_probability=0.7,
-    good_textures=0.5,
-    noise=0.02,
   )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Shaped
 
 from draem_jax import losses
 from draem_jax.networks import bozic
@@ -150,7 +150,7 @@ def make_map(
   *,
   map_name: str,
   window: int,
-  region: Num[Array | np.ndarray, '#b h w'] | None = None,
+  region: Shaped[Array | np.ndarray, '#b h w'] | None = None,
 ) -> Float[Array, 'b h w']:
   """The anomaly maps of a batch; the arguments are those of `map_and_score`."""
   way = MAPS[map_name]
@@ -164,7 +164,7 @@ def make_map(
 
 def _inside(
   maps: Float[Array, 'b h w'],
-  region: Num[Array | np.ndarray, '#b h w'] | None,
+  region: Shaped[Array | np.ndarray, '#b h w'] | None,
 ) -> Float[Array, 'b h w']:
   # A product: what is no number stays none, and is noticed.
   return maps if region is None else maps * region
@@ -218,7 +218,7 @@ def map_and_score(
   map_name: str,
   window: int,
   image_score_name: str = 'window',
-  region: Num[Array | np.ndarray, '#b h w'] | None = None,
+  region: Shaped[Array | np.ndarray, '#b h w'] | None = None,
 ) -> tuple[Float[Array, 'b h w'], Float[Array, 'b']]:
   """The anomaly maps of a batch and the scores of its images.
 

@@ -213,6 +213,8 @@ def _resize(
 
 def split(pictures: _Pictures) -> tuple[_Pictures, _Pictures | None]:
   """Pictures [..., c] without their regions, and these, if they have any."""
+  if pictures.shape[-1] == 3:
+    return pictures, None
   return pictures[..., :3], region(pictures)
 
 

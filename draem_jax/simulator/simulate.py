@@ -100,12 +100,8 @@ def simulate(
     mask = jnp.zeros(image.shape[:2], image.dtype)
     return Example(image, _add_noise(keys, image, options), mask, region)
   made = simulate_steps(key, image, texture, options, other=other)
-  return Example(
-    image=made.image,
-    augmented=made.augmented,
-    mask=made.mask,
-    region=made.region,
-  )
+  found = Example(image=made.image, augmented=made.augmented, mask=made.mask)
+  return found.replace(region=made.region)
 
 
 def simulate_steps(

@@ -6,6 +6,7 @@ import logging
 
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,7 +72,8 @@ def simulated(images, *, jit=True, seed=0, **changes):
   run = simulator(**changes)
   keys = jax.random.split(jax.random.key(seed), len(images))
   textures = np.resize(TEXTURES, (len(images), *TEXTURES.shape[1:]))
-  return jax.device_get((jax.jit(run) if jit else run)(keys, images, textures))
+  batch = (keys, jnp.asarray(images), jnp.asarray(textures))
+  return jax.device_get((jax.jit(run) if jit else run)(*batch))
 
 
 def test_anomalies_are_inside_and_nothing_else_changes():
@@ -240,7 +242,7 @@ def test_smoothed_maps_are_0_outside_and_know_nothing_of_it():
 
     def run(self, image, *, train):
       noise = jax.random.uniform(jax.random.key(0), (1, *image.shape))
-      return models.Output(restorations=noise)
+      return models.Output(None, None, restorations=noise)
 
   def scored(inside):
     detector = Detector(

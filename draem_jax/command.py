@@ -48,7 +48,7 @@ _REMEDIES = {
 _LONGEST_CONFIG = 2**20  # Bytes.
 _LONGEST_LINE = 1000  # Characters of what is said of a flag.
 # Fields of a config that are paths.
-_PATHS = ('dir', 'tfds_dir', 'textures')
+_PATHS = ('dir', 'roi', 'tfds_dir', 'textures')
 # Height and width for fields that a flag of one type knows as one number or
 # as text.
 _HEIGHT_AND_WIDTH = re.compile(

@@ -223,6 +223,14 @@ FIELDS = {
     ),
     "take '' for config.image_size, 0 for the images' own, or height and width",
   ),
+  # Where the object is: an image that is white there, a folder with one per
+  # picture, by name, or 'auto'; '': everywhere.
+  'data.roi': Field(
+    '',
+    _folder('', may_be_empty=True).holds,
+    "take '' for whole pictures, the name of an image or of a folder of images,"
+    ' or auto',
+  ),
   # Where data sets are prepared, once; '': in the workdir.
   'data.tfds_dir': _folder(
     'data/tfds', may_be_empty=True, shapes_weights=False
@@ -428,6 +436,7 @@ def check(config: Mapping[str, Any]) -> None:
       ' variance: take 2 or more, or larger images'
     )
   _check_resolution(config)
+  _check_roi(config)
   Options(**config['simulator'])
   if config['stop_when_flat'] and not config['eval']['every']:
     raise UserError(
@@ -449,6 +458,25 @@ def _check_resolution(config: Mapping[str, Any]) -> None:
       f' config.image_size={sizes.shown(crop)}, which is cut out of it: take'
       " that or more, 0 for the images' own size, or '' to resize them to"
       ' config.image_size'
+    )
+
+
+def _check_roi(config: Mapping[str, Any]) -> None:
+  """Checks that a region of interest goes with the rest."""
+  data, way = config['data'], config['score']['image']
+  if not data['roi']:
+    return
+  if data['resolution'] != '':
+    raise UserError(
+      f'config.data.roi={_shown(data["roi"])} with config.data.resolution='
+      f'{_shown(data["resolution"])}: crops and tiles know no region: leave one'
+      ' of them out'
+    )
+  if score.IMAGE_SCORES[way].reads:
+    raise UserError(
+      f'config.data.roi={_shown(data["roi"])} with config.score.image={way!r},'
+      ' by which networks decide about whole pictures: take window, or leave'
+      ' config.data.roi out'
     )
 
 

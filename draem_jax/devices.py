@@ -149,8 +149,8 @@ def local_rows(count: int, mesh: Mesh) -> Int[np.ndarray, 'n']:
 
 
 def put_batch(
-  batch: UInt8[np.ndarray, 'b h w 3'], mesh: Mesh
-) -> UInt8[Array, 'b h w 3']:
+  batch: UInt8[np.ndarray, 'b h w c'], mesh: Mesh
+) -> UInt8[Array, 'b h w c']:
   """Puts one global host batch on the devices, split over `'data'`.
 
   Args:

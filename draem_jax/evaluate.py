@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from draem_jax import counted, metrics
 from draem_jax.curves import Curves, Region
+from draem_jax.data import roi
 from draem_jax.data.category import Category
 from draem_jax.detection.detector import Detector, Scored, Whole
 from draem_jax.pictures import shrink
@@ -194,6 +195,7 @@ def _look_at_once(
   masks = None
   if category.test_masks is not None:
     masks = category.test_masks >= mask_threshold
+    _tell_of_outside(category, masks)
   scored = detector.score_all(category.test_images)
   split = metrics.measure(
     scores=scored.score,
@@ -208,7 +210,7 @@ def _look_at_once(
   )
   drawn = [
     Drawn(
-      image,
+      image[..., :3],
       scored.anomaly_map[index],
       None if masks is None else masks[index],
       None if scored.reconstruction is None else scored.reconstruction[index],
@@ -216,6 +218,26 @@ def _look_at_once(
     for index, image in enumerate(category.test_images)
   ]
   return scored, split, drawn
+
+
+def _tell_of_outside(
+  category: Category, masks: Bool[np.ndarray, 'n h w']
+) -> None:
+  """Says how much of the ground truth lies where maps are 0."""
+  region = roi.region(category.test_images)
+  if region is None or not masks.any():
+    return
+  outside = masks & ~region
+  whole = outside.any(axis=(1, 2)) & ~(masks & region).any(axis=(1, 2))
+  _log.log(
+    logging.WARNING if whole.any() else logging.INFO,
+    '%s: %d of %d anomalous pixels lie outside of config.data.roi, where maps'
+    ' are 0, and count as missed%s',
+    category.name,
+    outside.sum(),
+    masks.sum(),
+    f'; all of those of {whole.sum()} images do' if whole.any() else '',
+  )
 
 
 def _look_by_tiles(
@@ -308,7 +330,7 @@ def _map_threshold(detector: Detector, category: Category) -> float | None:
 
 def _maps(
   detector: Detector,
-  images: UInt8[np.ndarray, 'n h w 3'] | Iterable[UInt8[np.ndarray, '_ _ 3']],
+  images: UInt8[np.ndarray, 'n h w c'] | Iterable[UInt8[np.ndarray, '_ _ 3']],
 ) -> Iterator[Float[np.ndarray, '_ h w']]:
   """The maps of prepared images, in batches."""
   if not detector.is_tiled:

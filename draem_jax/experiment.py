@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from draem_jax import cluster, devices, evaluate, names, paper, report, sizes
 from draem_jax import config as config_lib
 from draem_jax.data import category as category_lib
-from draem_jax.data import layouts, resident, textures
+from draem_jax.data import layouts, resident, roi, textures
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.data.pictures import Pictures
 from draem_jax.detection.detector import Detector
@@ -81,7 +81,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
   return {
     f'config.{name}': value
     for name, value in config_lib.flatten(config).items()
-    if name not in ('data.dir', 'data.tfds_dir', 'data.textures')
+    if name not in ('data.dir', 'data.tfds_dir', 'data.textures', 'data.roi')
   }
 
 
@@ -104,6 +104,8 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   with cluster.together():
     if devices.is_main_process():
       claim.claim(workdir, config, fingerprint)
+      roi.store(_roi(config, workdir), workdir)
+      drawings.draw_regions(workdir / 'figures', category)
   placed = resident.put(
     {'training images': for_crops(config, kept), 'textures': texture_images},
     devices.replicated(mesh),
@@ -236,8 +238,8 @@ def holdout_share(config: Mapping[str, Any]) -> float:
 
 
 def for_crops(
-  config: Mapping[str, Any], images: UInt8[np.ndarray, 'n h w 3'] | Pictures
-) -> UInt8[np.ndarray, 'n h w 3'] | Pictures:
+  config: Mapping[str, Any], images: UInt8[np.ndarray, 'n h w c'] | Pictures
+) -> UInt8[np.ndarray, 'n h w c'] | Pictures:
   """Images as the training takes them: each as large as a crop, or larger."""
   if isinstance(images, Pictures):
     return images.at_least(config['image_size'])
@@ -245,7 +247,7 @@ def for_crops(
 
 
 def _tell_of_small(
-  config: Mapping[str, Any], images: UInt8[np.ndarray, 'n h w 3'] | Pictures
+  config: Mapping[str, Any], images: UInt8[np.ndarray, 'n h w c'] | Pictures
 ) -> None:
   """Warns of images that are smaller than a crop."""
   if not isinstance(images, Pictures):
@@ -266,10 +268,10 @@ def _tell_of_small(
 
 
 def split_holdout(
-  images: UInt8[np.ndarray, 'n h w 3'] | Pictures, *, share: float, seed: int
+  images: UInt8[np.ndarray, 'n h w c'] | Pictures, *, share: float, seed: int
 ) -> tuple[
-  UInt8[np.ndarray, 'm h w 3'] | Pictures,
-  UInt8[np.ndarray, 'k h w 3'] | Pictures,
+  UInt8[np.ndarray, 'm h w c'] | Pictures,
+  UInt8[np.ndarray, 'k h w c'] | Pictures,
 ]:
   """Splits good images into those to train on and those held out.
 
@@ -295,8 +297,8 @@ def split_holdout(
 
 def _threshold_images(
   category: category_lib.Category,
-  kept: UInt8[np.ndarray, 'n h w 3'] | Pictures,
-  held_out: UInt8[np.ndarray, 'k h w 3'] | Pictures,
+  kept: UInt8[np.ndarray, 'n h w c'] | Pictures,
+  held_out: UInt8[np.ndarray, 'k h w c'] | Pictures,
 ) -> dict[str, Any]:
   """The good images that choose the thresholds, and what they are."""
   if category.validation_images is not None:
@@ -331,7 +333,7 @@ def _evaluate(
   *,
   trainer: train.Trainer,
   variables: Mapping[str, Any],
-  good_images: UInt8[np.ndarray, 'n h w 3'] | Pictures,
+  good_images: UInt8[np.ndarray, 'n h w c'] | Pictures,
   source: str,
   steps: int,
   best_step: int | None,
@@ -347,6 +349,7 @@ def _evaluate(
     score_window=config['score_window'],
     resize=config['data']['resize'],
     resolution=config['data']['resolution'],
+    roi=_roi(config, workdir),
     batch_size=config['eval']['batch_size'],
   )
   thresholds = detector.choose_thresholds(
@@ -406,7 +409,13 @@ def load_category(
     layout=layout,
     resize=data['resize'],
     resolution=data['resolution'],
+    roi=_roi(config, workdir),
   )
+
+
+def _roi(config: Mapping[str, Any], workdir: pathlib.Path) -> roi.Roi | None:
+  """Where the object is, as a config says it."""
+  return roi.read(config['data']['roi'], stored=workdir / roi.FILE)
 
 
 def load_textures(
@@ -466,7 +475,7 @@ def reads_textures(config: Mapping[str, Any]) -> bool:
 
 def _fingerprint(
   config: Mapping[str, Any],
-  images: UInt8[np.ndarray, 'n h w 3'] | Pictures,
+  images: UInt8[np.ndarray, 'n h w c'] | Pictures,
   texture_images: UInt8[np.ndarray | OnDemand, 't h2 w2 3'],
 ) -> dict[str, str]:
   """A checksum of each thing that the training reads, by name."""
@@ -481,5 +490,5 @@ def _fingerprint(
   return fingerprint | {'textures': _checksum(texture_images)}
 
 
-def _checksum(images: UInt8[np.ndarray, 'n h w 3']) -> str:
+def _checksum(images: UInt8[np.ndarray, 'n h w c']) -> str:
   return f'{zlib.crc32(np.ascontiguousarray(images)):08x}'

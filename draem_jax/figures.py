@@ -36,7 +36,7 @@ _log = logging.getLogger('draem_jax.figures')  # Run, it is '__main__'.
 # After so many without enough anomalies among them, the config is to blame.
 _MAX_TRIED = 1000
 
-Images = UInt8[np.ndarray, '_ _ _ 3'] | Pictures
+Images = UInt8[np.ndarray, '_ _ _ _'] | Pictures
 
 
 def define_flags() -> None:
@@ -318,6 +318,7 @@ def _test_columns(run: pathlib.Path, count: int | None) -> list[tuple]:
       for one, kind in zip(small, kinds, strict=True)
     ]
   scored = detector.score_all(np.stack(images))
+  images = [image[..., :3] for image in images]
   return list(zip(images, scored.anomaly_map, masks, kinds, strict=True))
 
 
@@ -391,7 +392,7 @@ def _draw(
 ) -> Iterator[
   tuple[
     Key[Array, ''],
-    UInt8[np.ndarray, 'h w 3'],
+    UInt8[np.ndarray, 'h w c'],
     UInt8[np.ndarray, 'h2 w2 3'],
   ]
 ]:

@@ -5,6 +5,7 @@ python -m draem_jax.predict --workdir=runs/bottle --images=photos/ --output=out/
 
 import contextlib
 import logging
+import os
 import pathlib
 
 from absl import flags
@@ -40,6 +41,12 @@ def define_flags() -> None:
   )
   flags.DEFINE_float(
     'pixel_threshold', None, 'And a pixel above this map value.', 0, 1
+  )
+  flags.DEFINE_string(
+    'roi',
+    None,
+    'Where the object is in these pictures: an image that is white there, a'
+    ' folder with one per picture, by name, or auto; by default as trained.',
   )
   flags.DEFINE_bool(
     'boxes', False, 'Whether overlays have the boxes of the regions in them.'
@@ -86,6 +93,8 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
   devices.find()
   command.use_compilation_cache()
   detector = Detector.load(workdir, batch_size=given.batch_size)
+  if given.roi:
+    detector = detector.with_roi(os.path.expanduser(given.roi))
   if (given.threshold, given.pixel_threshold) != (None, None):
     detector = detector.with_thresholds(
       image=given.threshold, pixel=given.pixel_threshold

@@ -22,6 +22,7 @@ from draem_jax.data import (
   resident,
   resizing,
 )
+from draem_jax.data import roi as roi_lib
 from draem_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ class Category:
 
   They are arrays where they were resized to the networks' input. Otherwise they
   are `Pictures`, and masks `Masks`, of any sizes, which are decoded when they
-  are looked at.
+  are looked at. Where it is known where the object is, images have that as a
+  fourth channel (`data.roi`).
 
   Attributes:
     name: of the category.
@@ -58,15 +60,15 @@ class Category:
   """
 
   name: str
-  train_images: UInt8[np.ndarray, 'n h w 3'] | pictures.Pictures
+  train_images: UInt8[np.ndarray, 'n h w c'] | pictures.Pictures
   train_files: list[str]
-  test_images: UInt8[np.ndarray, 'm h w 3'] | pictures.Pictures
+  test_images: UInt8[np.ndarray, 'm h w c'] | pictures.Pictures
   test_masks: Float[np.ndarray, 'm h w'] | pictures.Masks | None
   test_files: list[str]
   test_defects: list[str]
   labels: Bool[np.ndarray, 'm']
   coarse_masks: bool = False
-  validation_images: UInt8[np.ndarray, 'k h w 3'] | pictures.Pictures | None = (
+  validation_images: UInt8[np.ndarray, 'k h w c'] | pictures.Pictures | None = (
     None
   )
   test_regions: Sequence[Sequence[regions.Region]] | None = None
@@ -82,6 +84,7 @@ def load_category(
   layout: str = 'mvtec',
   resize: resizing.Way = 'bilinear',
   resolution: sizes.Size | Literal[''] = '',
+  roi: roi_lib.Roi | None = None,
 ) -> Category:
   """Loads a category; prepares it first if it is new or its files changed.
 
@@ -96,6 +99,7 @@ def load_category(
     resize: how images and masks are resized, of `resizing.WAYS`.
     resolution: what they are resized to if not to `image_size`: one number, or
       height and width, or 0 for the size that each has.
+    roi: where the object is, if that shall be told; needs no `resolution`.
 
   Returns:
     The images, in the order of the layout.
@@ -114,7 +118,7 @@ def load_category(
   )
   contents = builder.builder_config.contents
   if resolution == '':
-    load = functools.partial(_load_split, size=sizes.pair(image_size))
+    load = functools.partial(_load_split, size=sizes.pair(image_size), roi=roi)
   else:
     size = sizes.pair(resolution) if resolution else None
     load = functools.partial(_open_split, size=size)
@@ -143,7 +147,7 @@ def load_category(
 
 @dataclasses.dataclass
 class _Split:
-  images: UInt8[np.ndarray, 'n h w 3'] | pictures.Pictures
+  images: UInt8[np.ndarray, 'n h w c'] | pictures.Pictures
   masks: Float[np.ndarray, 'n h w'] | pictures.Masks | None
   files: list[str]
   defects: list[str]
@@ -169,6 +173,7 @@ def _load_split(
   split: str,
   size: tuple[int, int],
   way: resizing.Way,
+  roi: roi_lib.Roi | None,
 ) -> _Split:
   """Decodes and resizes; both in uint8, as the release does."""
   records = _records(builder, split)
@@ -180,12 +185,13 @@ def _load_split(
       f' {memory / 2**30:.3g} GiB of memory of this machine: lower'
       ' config.image_size'
     )
-  resized = np.empty((count, *size, 3), np.uint8)
+  resized = np.empty((count, *size, 4 if roi else 3), np.uint8)
   coverage = np.zeros((count, *size), np.float32)
 
   def take_image(index: int, data: bytes, file: str) -> tuple[int, int]:
     with encoded.decode(data, file) as picture:
-      resized[index] = resizing.resize_picture(picture, size, way)
+      prepared = resizing.resize_picture(picture, size, way)
+    resized[index] = roi.add(prepared, file) if roi else prepared
     return size
 
   def take_mask(index: int, picture: encoded.Picture) -> None:

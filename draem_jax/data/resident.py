@@ -24,12 +24,12 @@ _DECODED = 16  # Pictures that wait for their way to the devices.
 
 
 def put(
-  arrays: Mapping[str, UInt8[np.ndarray | OnDemand, '_ _ _ 3'] | Pictures],
+  arrays: Mapping[str, UInt8[np.ndarray | OnDemand, '_ _ _ _'] | Pictures],
   sharding: Sharding,
   *,
   max_device_share: float,
   max_host_bytes: int | None = None,
-) -> dict[str, UInt8[Array | np.ndarray | OnDemand, '_ _ _ 3'] | Pictures]:
+) -> dict[str, UInt8[Array | np.ndarray | OnDemand, '_ _ _ _'] | Pictures]:
   """Puts images on the devices where they fit, and says where they lie.
 
   The smallest array goes first, so that a category stays on the devices while

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from draem_jax import counted, sizes
 from draem_jax.data import encoded, resizing
+from draem_jax.data import roi as roi_lib
 from draem_jax.data.images import resize_bilinear
 from draem_jax.detection import tiles
 from draem_jax.detection.regions import Region, find_regions
@@ -111,6 +113,7 @@ class Detector:
     resize: how images are brought to another size, of `resizing.WAYS`.
     resolution: the size that is: `''`, that of the networks' input; 0, their
       own; or height and width.
+    roi: where the object is: outside maps are 0; None for the whole image.
   """
 
   def __init__(
@@ -126,6 +129,7 @@ class Detector:
     batch_size: int = 16,
     resize: resizing.Way = 'bilinear',
     resolution: Resolution = '',
+    roi: roi_lib.Roi | None = None,
   ):
     """Takes trained networks; `load` takes a workdir."""
     self.model = model
@@ -138,15 +142,17 @@ class Detector:
     self.thresholds = thresholds
     self.batch_size = batch_size
     self.resize = resize
+    self.roi = roi
     self.resolution = resolution
     if resolution not in ('', 0):
       self.resolution = sizes.pair(resolution)
 
     def score(
-      variables: Mapping[str, Any], images: UInt8[Array, 'b h w 3']
+      variables: Mapping[str, Any], images: UInt8[Array, 'b h w c']
     ) -> tuple[
       Float[Array, 'b h w 3'] | None, Float[Array, 'b h w'], Float[Array, 'b']
     ]:
+      images, region = roi_lib.split(images)
       images = images.astype(jnp.float32) / 255
       output = model.apply(variables, images, train=False)
       maps, scores = map_and_score(
@@ -155,6 +161,7 @@ class Detector:
         map_name=score_map,
         window=score_window,
         image_score_name=score_image,
+        region=region,
       )
       return output.reconstruction, maps, scores
 
@@ -212,6 +219,7 @@ class Detector:
       batch_size=batch_size or config['eval']['batch_size'],
       resize=config['data']['resize'],
       resolution=config['data']['resolution'],
+      roi=roi_lib.of_run(config['data']['roi'], workdir),
     )
 
   def with_thresholds(
@@ -244,6 +252,29 @@ class Detector:
     )
     return changed
 
+  def with_roi(self, source: str | os.PathLike[str]) -> 'Detector':
+    """The same detector, of pictures where the object is elsewhere.
+
+    The thresholds stay.
+
+    Args:
+      source: as `config.data.roi`: an image that is white where the object is,
+        a folder with one per picture, by name, or `'auto'`.
+
+    Raises:
+      UserError: if there is nothing of that name, or this detector looks at
+        pictures by tiles or decides about them whole.
+    """
+    if self.is_tiled or not self._scores_by_map:
+      raise UserError(
+        'a region of interest is for networks that see pictures resized to'
+        " config.image_size (config.data.resolution='') and score them by their"
+        " map (config.score.image='window'): leave it out"
+      )
+    changed = copy.copy(self)
+    changed.roi = roi_lib.read(os.fspath(source))
+    return changed
+
   def with_batch_size(self, batch_size: int) -> 'Detector':
     """The same detector with another number of images a call, at least 1."""
     changed = copy.copy(self)
@@ -274,6 +305,8 @@ class Detector:
       scoring += f' {self.resize}'
     if self.is_tiled:
       scoring += f' at {self.resolution}'
+    if self.roi is not None:
+      scoring += f' inside {self.roi.fingerprint()}'
     checksum = zlib.crc32(scoring.encode())
     for leaf in jax.tree.leaves(self.variables):
       checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
@@ -294,18 +327,33 @@ class Detector:
       return self.image_size
     return self.resolution or (shape[0], shape[1])
 
+  @property
+  def channels(self) -> int:
+    """Channels of prepared images: a fourth one says where the object is."""
+    return 3 if self.roi is None else 4
+
   def prepare(
-    self, image: UInt8[np.ndarray, 'h w 3']
-  ) -> UInt8[np.ndarray, 'h2 w2 3']:
-    """An image of any size as the networks see it, of the size `size_of`."""
-    return resizing.resize(image, self.size_of(image.shape), self.resize)
+    self, image: UInt8[np.ndarray, 'h w 3'], name: str = ''
+  ) -> UInt8[np.ndarray, 'h2 w2 c']:
+    """An image of any size as the networks see it, of the size `size_of`.
+
+    Args:
+      image: RGB.
+      name: of its file, where each image has a region of its own.
+
+    Raises:
+      UserError: if there is no region of that name.
+    """
+    prepared = resizing.resize(image, self.size_of(image.shape), self.resize)
+    return self.roi.add(prepared, name) if self.roi else prepared
 
   def prepare_picture(
-    self, picture: encoded.Picture
-  ) -> UInt8[np.ndarray, 'h2 w2 3']:
+    self, picture: encoded.Picture, name: str = ''
+  ) -> UInt8[np.ndarray, 'h2 w2 c']:
     """The same of a picture that is never whole in memory."""
     size = self.size_of(picture.shape)
-    return resizing.resize_picture(picture, size, self.resize)
+    prepared = resizing.resize_picture(picture, size, self.resize)
+    return self.roi.add(prepared, name) if self.roi else prepared
 
   def prepared_rows(self, picture: encoded.Picture) -> tiles.Rows:
     """The same, of which rows are made when they are asked for, if it can be.
@@ -317,11 +365,11 @@ class Detector:
     prepared = self.prepare_picture(picture)
     return lambda top, bottom: prepared[top:bottom]
 
-  def score(self, images: UInt8[np.ndarray, 'n h w 3']) -> Iterator[Scored]:
+  def score(self, images: UInt8[np.ndarray, 'n h w c']) -> Iterator[Scored]:
     """Scores prepared images, one batch after the other.
 
     Args:
-      images: uint8 [n, *image_size, 3], RGB.
+      images: uint8 [n, *image_size, channels], as `prepare` gives them.
 
     Yields:
       Batches of `batch_size`, in order. The networks see the last one padded,
@@ -329,7 +377,13 @@ class Detector:
 
     Raises:
       UserError: if the networks give no numbers, which would be called good.
+      ValueError: if the images do not say where the object is, but `roi` does.
     """
+    if images.shape[-1] != self.channels:
+      raise ValueError(
+        f'images have {images.shape[-1]} channels: {self.channels} are wanted,'
+        ' as Detector.prepare gives them'
+      )
     for start in range(0, max(len(images), 1), self.batch_size):
       batch = images[start : start + self.batch_size]
       padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
@@ -342,7 +396,7 @@ class Detector:
         )
       )
 
-  def score_all(self, images: UInt8[np.ndarray, 'n h w 3']) -> Scored:
+  def score_all(self, images: UInt8[np.ndarray, 'n h w c']) -> Scored:
     """As `score`, with all batches joined."""
     batches = list(self.score(images))
     parts = [
@@ -488,7 +542,7 @@ class Detector:
 
   def choose_thresholds(
     self,
-    good_images: UInt8[np.ndarray, 'n h w 3']
+    good_images: UInt8[np.ndarray, 'n h w c']
     | Iterable[UInt8[np.ndarray, '_ _ 3']],
     *,
     source: str,
@@ -507,7 +561,8 @@ class Detector:
         ten-thousandths of itself.
       source: what these images are, in words.
       quantile: share of the good images that shall pass as good.
-      pixel_quantile: share of the good pixels that shall pass as good.
+      pixel_quantile: share of the good pixels that shall pass as good, of those
+        where the object is.
     """
     maps, scores = [], []
     if self.is_tiled:
@@ -522,7 +577,10 @@ class Detector:
         maps.append(scored.anomaly_map)
         scores.append(scored.score)
       image = float(np.quantile(np.concatenate(scores), quantile))
-      pixel = float(np.quantile(np.concatenate(maps), pixel_quantile))
+      pixels = np.concatenate(maps)
+      if self.roi is not None:
+        pixels = pixels[roi_lib.region(good_images)]
+      pixel = float(np.quantile(pixels, pixel_quantile))
     self.thresholds = Thresholds(
       image=image,
       pixel=self._cap(pixel, image),
@@ -618,7 +676,7 @@ class Detector:
         maps[index] = resize_map(whole.anomaly_map, size)
         scores[index] = whole.score
       return maps, scores
-    small = np.zeros((count, *self.image_size, 3), np.uint8)
+    small = np.zeros((count, *self.image_size, self.channels), np.uint8)
     for index, image in enumerate(images):
       small[index] = self.prepare(image)
     scored = self.with_batch_size(min(count, self.batch_size)).score_all(small)

@@ -58,7 +58,7 @@ class _Picture:
 
   name: str
   image: UInt8[np.ndarray, 'h w 3'] | None
-  prepared: UInt8[np.ndarray, 'h2 w2 3']
+  prepared: UInt8[np.ndarray, 'h2 w2 c']
   anomaly_map: Float[np.ndarray, 'h2 w2'] | None = None
   score: float | None = None
 
@@ -172,7 +172,8 @@ def _score(
         if picture.bits_in_use is not None:
           bits_in_use[name] = picture.bits_in_use
         image = picture.rgb() if kept.take(picture.shape) else None
-        return _Picture(name, image, prepare(picture))
+        prepared = prepare(picture, name)
+        return _Picture(name, image, prepared)
     except UserError as error:
       return error
 
@@ -203,7 +204,7 @@ def _score(
     with contextlib.ExitStack() as stack:
       try:
         again = stack.enter_context(encoded.open_picture(path))
-        if not np.array_equal(prepare(again), picture.prepared):
+        if not np.array_equal(prepare(again, picture.name), picture.prepared):
           raise UserError(f'{path} has changed meanwhile: score it again')
       except UserError as error:
         return error

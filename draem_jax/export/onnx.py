@@ -89,6 +89,7 @@ def serialize(
     resolution=detector.resolution if detector.is_tiled else None,
     score_window=detector.score_window,
     channel_order=channel_order,
+    region=program.fixed_region(detector),
   )
   description = program.describe(
     detector, channel_order=channel_order, category=category

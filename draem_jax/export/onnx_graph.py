@@ -130,6 +130,7 @@ def make_model(
   score_window: int,
   channel_order: str,
   resolution: int | tuple[int, int] | None = None,
+  region: Float[np.ndarray, '1 h w'] | None = None,
 ) -> onnx.ModelProto:
   """A detector from images of any size to maps of that size and scores.
 
@@ -143,6 +144,7 @@ def make_model(
     channel_order: of the images that the model shall expect.
     resolution: 0 to look at images at their own size by tiles, or the height
       and width to do so at; None to resize them to `image_size`.
+    region: 1 where anomalies count; only of images that are resized.
   """
   if resolution is not None:
     graph = Graph()
@@ -168,6 +170,8 @@ def make_model(
   )
   output = NETWORKS[model_name](graph, params, image)
   small_map = MAPS[score_map](graph, output, image)
+  if region is not None:
+    small_map = graph.add('Mul', small_map, region[None])
   anomaly_map, score = program.OUTPUTS
   add_score(graph, small_map, score_window, name=score)
   height, width = (_size(graph, program.INPUT, axis) for axis in (1, 2))

@@ -209,6 +209,17 @@ def _starts(length: Size, tile: int) -> tuple[Size, Int[Array, 'n']]:
   return count, jnp.minimum(starts, last)
 
 
+def fixed_region(detector: Detector) -> Float[np.ndarray, '1 h w'] | None:
+  """What maps are multiplied by inside of a program; None for nothing.
+
+  Raises:
+    UserError: if each picture has a region of its own.
+  """
+  if detector.roi is None:
+    return None
+  return np.float32(detector.roi.fixed(detector.image_size))[None]
+
+
 def symbolic_images() -> jax.ShapeDtypeStruct:
   """What programs are traced with: any number of images of any size."""
   shape = jax.export.symbolic_shape('b, h, w, 3')
@@ -305,6 +316,7 @@ def describe(
     'score_window': detector.score_window,
     'image_threshold': thresholds and thresholds.image,
     'pixel_threshold': thresholds and thresholds.pixel,
+    **({} if detector.roi is None else {'roi': 'inside'}),
     'draem_jax_version': importlib.metadata.version('draem_jax'),
   }
 

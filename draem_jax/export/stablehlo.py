@@ -68,6 +68,7 @@ def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
 
   if detector.is_tiled:
     return _export(_tiled(detector, channel_order))
+  region = program.fixed_region(detector)
 
   def look(images: Float[Array, 'b h w 3']) -> program.MapAndScore:
     output = detector.model.apply(detector.folded, images, train=False)
@@ -76,6 +77,7 @@ def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
       images,
       map_name=detector.score_map,
       window=detector.score_window,
+      region=region,
     )
     way = score.IMAGE_SCORES[detector.score_image]
     if way.compute:

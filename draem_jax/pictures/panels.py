@@ -29,6 +29,8 @@ _ROW_NAME = 96
 # Pixels of the longer side of a tile: in panels, and where there are many.
 _MIN_TILE, _MAX_TILE = 256, 512
 _SMALL_TILE = 176
+# Images in which the region of interest is shown, and how many side by side.
+MAX_REGIONS, _REGION_COLUMNS = 12, 4
 # Opacity of the heat map where the map is 1, and how fast it is reached.
 _MAX_OPACITY = 0.7
 _OPACITY_GAIN = 1.8
@@ -318,6 +320,26 @@ def simulated_sheet(
       for row in rows
     ]
   return grid(list(columns.items()))
+
+
+def region_sheet(
+  images: UInt8[np.ndarray, 'n h w 3'], inside: Bool[np.ndarray, 'n h w']
+) -> UInt8[np.ndarray, 'H W 3']:
+  """Where the object is in images: outlined, what is around it darker.
+
+  Args:
+    images: a few of them.
+    inside: True where the object is.
+  """
+  tile = _MIN_TILE
+  columns = [('inside of the line anomalies count', [])]
+  columns += [('', []) for _ in range(min(_REGION_COLUMNS, len(images)) - 1)]
+  for index, (image, region) in enumerate(zip(images, inside, strict=True)):
+    large = fit(image, tile)
+    region = fit_map(region, tile) >= 0.5
+    dark = np.where(region[..., None], large, large // 2)
+    columns[index % len(columns)][1].append(draw_outline(dark, region))
+  return grid(columns, tile=tile)
 
 
 def grid(

@@ -3,10 +3,28 @@
 import logging
 import pathlib
 
+from draem_jax.data import roi
+from draem_jax.data.category import Category
 from draem_jax.evaluate import Evaluation
 from draem_jax.pictures import naming, panels, plots
 
 _log = logging.getLogger(__name__)
+
+
+def draw_regions(folder: str | pathlib.Path, category: Category) -> None:
+  """Draws where the object is in the first good images, if that is known.
+
+  Args:
+    folder: where `roi.png` goes.
+    category: whose images are to be trained on.
+  """
+  images = category.train_images
+  if getattr(images, 'shape', (3,))[-1] == 3:
+    return
+  path = pathlib.Path(folder) / roi.FILE
+  shown, inside = roi.split(images[: panels.MAX_REGIONS])
+  panels.save_png(path, panels.region_sheet(shown, inside))
+  _log.info('what config.data.roi takes for the object is in %s', path)
 
 
 def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:

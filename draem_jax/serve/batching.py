@@ -38,7 +38,7 @@ class Scored:
 class _Waiting:
   """A prepared picture, since when it waits, and who waits for it."""
 
-  prepared: UInt8[np.ndarray, 'h w 3']
+  prepared: UInt8[np.ndarray, 'h w c']
   since: float
   answer: futures.Future
 
@@ -77,10 +77,10 @@ class Batcher:
     if self._detector.is_tiled:
       self._detector.compile_tiles()
       return
-    size = self._detector.image_size
-    self._detector.score_all(np.zeros((1, *size, 3), np.uint8))
+    size, channels = self._detector.image_size, self._detector.channels
+    self._detector.score_all(np.zeros((1, *size, channels), np.uint8))
 
-  def submit(self, prepared: UInt8[np.ndarray, 'h w 3']) -> futures.Future:
+  def submit(self, prepared: UInt8[np.ndarray, 'h w c']) -> futures.Future:
     """The future of what is `Scored` of a picture.
 
     Args:

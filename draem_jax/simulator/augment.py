@@ -197,12 +197,15 @@ def equalize(image: Image) -> Image:
 
 
 def rotate(
-  image: Image, *, degrees: Scalar, size: tuple[int, int] | None = None
-) -> Float[Array, 'h2 w2 3']:
+  image: Float[Array, 'h w c'],
+  *,
+  degrees: Scalar,
+  size: tuple[int, int] | None = None,
+) -> Float[Array, 'h2 w2 c']:
   """Rotates clockwise about the center, bilinear, black outside.
 
   Args:
-    image: the texture, or any image.
+    image: the texture, or any image, of any number of channels.
     degrees: the angle.
     size: height and width of the result, see `rotation.rotate`.
 

@@ -32,11 +32,14 @@ class Example:
     image: the anomaly-free image, in [0, 1].
     augmented: the same with the anomaly in it, in [0, 1].
     mask: 1 where the anomaly is, else 0.
+    region: 1 where the object is, so that anomalies are, else 0; None for the
+      whole image.
   """
 
   image: Float[Array | np.ndarray, '*b h w 3']
   augmented: Float[Array | np.ndarray, '*b h w 3']
   mask: Float[Array | np.ndarray, '*b h w']
+  region: Float[Array | np.ndarray, '*b h w'] | None = None
 
 
 @flax.struct.dataclass
@@ -53,6 +56,7 @@ class Steps:
     anomaly: A after its augmentation, RGB.
     opacity: alpha, the weight of the anomaly inside the mask.
     augmented: I_a, the image with the anomaly in it, in [0, 1].
+    region: see `Example`.
   """
 
   image: Float[Array | np.ndarray, '*b h w 3']
@@ -62,22 +66,25 @@ class Steps:
   anomaly: UInt8[Array | np.ndarray, '*b h w 3']
   opacity: Float[Array | np.ndarray, '*b']
   augmented: Float[Array | np.ndarray, '*b h w 3']
+  region: Float[Array | np.ndarray, '*b h w'] | None = None
 
 
 def simulate(
   key: Key[Array, ''],
-  image: UInt8[Array, 'h2 w2 3'],
+  image: UInt8[Array, 'h2 w2 c'],
   texture: UInt8[Array, 'h w 3'],
   options: Options,
   *,
-  other: UInt8[Array, 'h2 w2 3'] | None = None,
+  other: UInt8[Array, 'h2 w2 c'] | None = None,
 ) -> Example:
   """Samples a training example (section 3.3, figure 4).
 
   Args:
     key: decides everything that chance does.
     image: an anomaly-free image, RGB, of any size. It may have a margin, equal
-      on opposite sides, of what a rotation shows.
+      on opposite sides, of what a rotation shows. A fourth channel is above 127
+      where the object is: it is rotated with the image, and there is no anomaly
+      outside.
     texture: where the anomaly's looks come from, RGB, of the same size but for
       the margin.
     options: what the simulator is told to do.
@@ -89,20 +96,21 @@ def simulate(
   """
   if not options.anomaly_probability:  # Then there is nothing to compile.
     keys = _split(key)
-    image = _rotate(keys, image, texture.shape[:2], options)
+    image, region = _rotate(keys, image, texture.shape[:2], options)
     mask = jnp.zeros(image.shape[:2], image.dtype)
-    return Example(image, _add_noise(keys, image, options), mask)
+    return Example(image, _add_noise(keys, image, options), mask, region)
   made = simulate_steps(key, image, texture, options, other=other)
-  return Example(image=made.image, augmented=made.augmented, mask=made.mask)
+  found = Example(image=made.image, augmented=made.augmented, mask=made.mask)
+  return found.replace(region=made.region)
 
 
 def simulate_steps(
   key: Key[Array, ''],
-  image: UInt8[Array, 'h2 w2 3'],
+  image: UInt8[Array, 'h2 w2 c'],
   texture: UInt8[Array, 'h w 3'],
   options: Options,
   *,
-  other: UInt8[Array, 'h2 w2 3'] | None = None,
+  other: UInt8[Array, 'h2 w2 c'] | None = None,
 ) -> Steps:
   """Samples a training example and keeps what it was made of.
 
@@ -111,7 +119,8 @@ def simulate_steps(
 
   Args:
     key: decides everything that chance does.
-    image: an anomaly-free image, RGB, of any size, with or without a margin.
+    image: an anomaly-free image, RGB, of any size, with or without a margin and
+      a region.
     texture: where the anomaly's looks come from, RGB, of the same size but for
       the margin.
     options: what the simulator is told to do.
@@ -126,19 +135,21 @@ def simulate_steps(
   shape = texture.shape[:2]
   # Each step is a branch of its own: what a branch returns is computed once,
   # while the compiler would repeat it wherever it is used.
-  image = _rotate(keys, image, shape, options)
+  image, region = _rotate(keys, image, shape, options)
   mask = jax.lax.cond(
     presence < options.anomaly_probability,
     lambda: masks.MASKS[options.mask](keys['mask'], shape, options),
     lambda: jnp.zeros(shape, image.dtype),
   )
+  if region is not None:
+    mask *= region
   noise = None
   if options.mask in masks.NOISES:
     noise, _ = masks.NOISES[options.mask](keys['mask'], shape, options)
 
   def paint() -> tuple[Array, Array, Array, Array]:
     source = textures.TEXTURES[options.texture].sample(keys['texture'], texture)
-    source, anomaly = _make_anomaly(keys, source, other, options)
+    source, anomaly = _make_anomaly(keys, source, other[..., :3], options)
     opacity = sample.within(
       options.opacity, jax.random.uniform(keys['opacity'])
     )
@@ -160,6 +171,7 @@ def simulate_steps(
     anomaly=anomaly,
     opacity=opacity,
     augmented=_add_noise(keys, augmented, options),
+    region=region,
   )
 
 
@@ -225,18 +237,25 @@ def part_key(key: Key[Array, ''], part: str) -> Key[Array, '']:
 
 def _rotate(
   keys: dict[str, Key[Array, '']],
-  image: UInt8[Array, 'h2 w2 3'],
+  image: UInt8[Array, 'h2 w2 c'],
   size: tuple[int, int],
   options: Options,
-) -> Float[Array, '{size[0]} {size[1]} 3']:
-  return rotate_image(
+) -> tuple[
+  Float[Array, '{size[0]} {size[1]} 3'],
+  Float[Array, '{size[0]} {size[1]}'] | None,
+]:
+  """The image, rotated or not, and where the object is, if that is known."""
+  rotated = rotate_image(
     keys['rotation'], image.astype(jnp.float32) / 255, options, size
   )
+  if rotated.shape[-1] == 3:
+    return rotated, None
+  return rotated[..., :3], (rotated[..., 3] >= 0.5).astype(rotated.dtype)
 
 
 def simulate_batch(
   keys: Key[Array, 'b'],
-  images: UInt8[Array, 'b h2 w2 3'],
+  images: UInt8[Array, 'b h2 w2 c'],
   textures: UInt8[Array, 'b h w 3'],
   options: Options,
 ) -> Example:
@@ -244,8 +263,8 @@ def simulate_batch(
 
   Args:
     keys: one for each example.
-    images: the anomaly-free images, RGB, with or without a margin; each may be
-      the next one's texture.
+    images: the anomaly-free images, RGB, with or without a margin and a region;
+      each may be the next one's texture.
     textures: a texture for each, RGB.
     options: what the simulator is told to do.
 
@@ -270,10 +289,10 @@ def simulate_batch(
 
 def rotate_image(
   key: Key[Array, ''],
-  image: Float[Array, 'h2 w2 3'],
+  image: Float[Array, 'h2 w2 c'],
   options: Options,
   size: tuple[int, int] | None = None,
-) -> Float[Array, 'h w 3']:
+) -> Float[Array, 'h w c']:
   """Rotates an anomaly-free image, or leaves it as it is (section 4.1).
 
   Args:

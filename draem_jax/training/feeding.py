@@ -64,10 +64,10 @@ class Feeder:
 
 
 def gather(
-  source: UInt8[np.ndarray | OnDemand, 'n h w 3'],
+  source: UInt8[np.ndarray | OnDemand, 'n h w c'],
   indices: Int[np.ndarray, 'b'],
   mesh: Mesh,
-) -> UInt8[Array, 'b h w 3']:
+) -> UInt8[Array, 'b h w c']:
   """Puts some images on the devices as a batch.
 
   Args:

@@ -79,20 +79,28 @@ class Programs:
     """Begins to compile `init`, or to read it from the cache."""
     self._begin('init', self._init, step_lib.initial_key(0))
 
-  def compile_step(self, batch_size: int, size: sizes.Size) -> None:
+  def compile_step(
+    self, batch_size: int, size: sizes.Size, channels: int = 3
+  ) -> None:
     """Begins to compile `step`, or to read it from the cache.
 
     Args:
       batch_size: examples of the global batch.
       size: of the images: one number, or height and width.
+      channels: of the images: 4 with a region.
     """
     split = devices.batch_sharded(self._mesh)
-    images = jax.ShapeDtypeStruct(
-      (batch_size, *sizes.pair(size), 3), jnp.uint8, sharding=split
+    images, textures = (
+      jax.ShapeDtypeStruct(
+        (batch_size, *sizes.pair(size), number), jnp.uint8, sharding=split
+      )
+      for number in (channels, 3)
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     keys = jax.ShapeDtypeStruct((batch_size,), key.dtype, sharding=split)
-    self._begin('step', self._step, self.abstract_state(), images, images, keys)
+    self._begin(
+      'step', self._step, self.abstract_state(), images, textures, keys
+    )
 
   def _begin(self, name: str, program: Any, *shapes: Any) -> None:
     pool = futures.ThreadPoolExecutor(1)

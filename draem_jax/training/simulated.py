@@ -31,7 +31,7 @@ _CHUNK, _TRIES = 16, 16
 
 
 def make_examples(
-  images: UInt8[Array | np.ndarray, 'n h w 3'] | Pictures,
+  images: UInt8[Array | np.ndarray, 'n h w c'] | Pictures,
   textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
   options: Options,
   *,
@@ -89,7 +89,10 @@ def make_examples(
   pairs = []
   for example in found[:needed]:
     without = simulate.Example(
-      example.image, example.image, np.zeros_like(example.mask)
+      example.image,
+      example.image,
+      np.zeros_like(example.mask),
+      example.region,
     )
     pairs += [example, without]
   return jax.tree.map(lambda *parts: np.stack(parts), *pairs[:count])
@@ -109,9 +112,9 @@ def _compiled(options: Options) -> Callable[..., simulate.Example]:
 
 
 def _take(
-  source: UInt8[Array | np.ndarray | OnDemand, 'n h w 3'],
+  source: UInt8[Array | np.ndarray | OnDemand, 'n h w c'],
   indices: Int[Array, 'b'],
-) -> UInt8[np.ndarray, 'b h w 3']:
+) -> UInt8[np.ndarray, 'b h w c']:
   """Some images, on the host."""
   if isinstance(source, jax.Array):  # Whole on each device.
     source = source.addressable_data(0)
@@ -131,7 +134,7 @@ class Evaluator:
     model: models.Networks,
     config: Mapping[str, Any],
     *,
-    images: UInt8[Array | np.ndarray, 'n h w 3'] | Pictures,
+    images: UInt8[Array | np.ndarray, 'n h w c'] | Pictures,
     textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
     num_steps: int,
     mesh: Mesh,
@@ -224,6 +227,7 @@ class Evaluator:
       map_name=config['score']['map'],
       window=config['score_window'],
       image_score_name=config['score']['image'],
+      region=example.region,
     )
     return jnp.asarray(loss), maps, scores
 

@@ -187,16 +187,17 @@ def make_train_step(
     mesh: over whose axis `'data'` the batch is split.
 
   Returns:
-    A function of (state, images uint8 [b h w 3], textures uint8 [b h w 3],
+    A function of (state, images uint8 [b h w c], textures uint8 [b h w 3],
     keys [b]) that returns the next state and the losses as scalars. The images
-    may have a margin, see `simulate.simulate`. It is not compiled yet.
+    may have a margin, and a region as a fourth channel, see
+    `simulate.simulate`. It is not compiled yet.
   """
   split = devices.batch_sharded(mesh)
   update = make_update(model, optimizer, recipe)
 
   def train_step(
     state: TrainState,
-    images: UInt8[Array, 'b h2 w2 3'],
+    images: UInt8[Array, 'b h2 w2 c'],
     textures: UInt8[Array, 'b h w 3'],
     keys: Key[Array, 'b'],
   ) -> tuple[TrainState, dict[str, Float[Array, '']]]:

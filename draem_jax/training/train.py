@@ -260,7 +260,8 @@ def compile_ahead(
     programs.compile_init()
   # Crops come with a margin.
   if max(done, default=0) < num_steps and not config['data']['resolution']:
-    programs.compile_step(config['batch_size'], config['image_size'])
+    channels = 4 if config['data']['roi'] else 3
+    programs.compile_step(config['batch_size'], config['image_size'], channels)
   return programs
 
 
@@ -279,10 +280,10 @@ class Trainer:
     self,
     config: Mapping[str, Any],
     *,
-    images: UInt8[Array | np.ndarray, 'n h w 3'] | Pictures,
+    images: UInt8[Array | np.ndarray, 'n h w c'] | Pictures,
     textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
     mesh: Mesh | None = None,
-    eval_images: UInt8[np.ndarray, 'k h w 3'] | Pictures | None = None,
+    eval_images: UInt8[np.ndarray, 'k h w c'] | Pictures | None = None,
     programs: Programs | None = None,
   ):
     """Compiles nothing yet.
@@ -292,7 +293,8 @@ class Trainer:
       images: anomaly-free images. A JAX array stays on the devices and is
         drawn from inside the step; from anything else each batch is fed. With
         `config.data.resolution` they are as large as it says, none smaller
-        than `config.image_size`, and crops of them are drawn.
+        than `config.image_size`, and crops of them are drawn. With
+        `config.data.roi` their region is a fourth channel.
       textures: anomaly textures, likewise.
       mesh: over every device by default.
       eval_images: good images that get simulated anomalies, to evaluate on
@@ -405,7 +407,7 @@ class Trainer:
 
   def _fetch(
     self, step: int
-  ) -> tuple[UInt8[Array, '_ h w 3'], UInt8[Array, '_ h2 w2 3']]:
+  ) -> tuple[UInt8[Array, '_ h w c'], UInt8[Array, '_ h2 w2 3']]:
     """Images and textures for `_draw`: those that are fed as batches."""
     images, textures = self.images, self.textures
     if self._feeder:
@@ -428,10 +430,10 @@ class Trainer:
   def _draw(
     self,
     step: Int[Array, ''],
-    images: UInt8[Array, '_ h w 3'],
+    images: UInt8[Array, '_ h w c'],
     textures: UInt8[Array, '_ h2 w2 3'],
   ) -> tuple[
-    UInt8[Array, 'b h3 w3 3'], UInt8[Array, 'b h2 w2 3'], Key[Array, 'b']
+    UInt8[Array, 'b h3 w3 c'], UInt8[Array, 'b h2 w2 3'], Key[Array, 'b']
   ]:
     """The batch of a step from all images, or from the batch that was fed."""
     sampled = self._sample_batch(step)
@@ -450,7 +452,7 @@ class Trainer:
     self,
     variables: Any,
     step: Int[Array, ''],
-    images: UInt8[Array, '_ h w 3'],
+    images: UInt8[Array, '_ h w c'],
     textures: UInt8[Array, '_ h2 w2 3'],
   ) -> Preview:
     images, textures, keys = self._draw(step, images, textures)
@@ -461,6 +463,7 @@ class Trainer:
       example.augmented,
       map_name=self.config['score']['map'],
       window=self.config['score_window'],
+      region=example.region,
     )
     return Preview(example, output.reconstruction, anomaly_map)
 

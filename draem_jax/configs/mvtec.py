@@ -8,9 +8,9 @@ The recipe of the paper (Zavrtanik, Kristan, Skočaj: DRÆM, ICCV 2021, section
 
 `:category` is a folder of `config.data.dir`, one of the 15 or the user's own;
 `:all` runs every category of that folder, one after the other, and writes a
-table. Behind a comma stands the preset, `paper` (the default), `release`,
-or `light`: `configs/mvtec.py:all,release`. `light` is for machines without a
-GPU: the release's recipe on narrow networks and images of 64 pixels. The presets
+table. Behind a comma stands the preset, `paper` (the default), `release` or
+`light`: `configs/mvtec.py:all,release`. `light` is for machines without a GPU:
+the release's recipe on narrow networks and images of 64 pixels. The presets
 train on every good image, as published. Without a preset it is the paper's
 recipe, too, but in a category of the user's own for a tenth of its good images,
 which choose the threshold instead, and images are resized by the mean of what

@@ -4,10 +4,10 @@
     --workdir=studies/recipes --config.data.dir=DATA \
     --categories=bottle,sawn_timber --seeds=0,1,2
 
-The rows `paper` and `release` are the presets of `configs/mvtec.py`, `candidate`
-is a recipe of our own, and each other row is that with the release's way in one
-respect. docs/recipes.md has what came of it. Behind a colon stands `small`, the small setting of the
-README.
+The rows `paper` and `release` are the presets of `configs/mvtec.py`,
+`candidate` is a recipe of our own, and each other row is that with the
+release's way in one respect. docs/recipes.md has what came of it. Behind a
+colon stands `small`, the small setting of the README.
 """
 
 from typing import Any

@@ -119,11 +119,11 @@ def test_the_region_is_rotated_with_its_image(probability):
 
 def test_compiled_or_not_the_examples_are_the_same():
   images = with_region(IMAGES[:2], LEFT)
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, 0, 1e-6),
-    simulated(images),
-    simulated(images, jit=False),
-  )
+  compiled, eager = simulated(images), simulated(images, jit=False)
+  for found, expected in zip(
+    jax.tree.leaves(compiled), jax.tree.leaves(eager), strict=True
+  ):
+    np.testing.assert_allclose(found, expected, 0, 1e-6)
 
 
 def make_trainer(num_devices, fed=False):

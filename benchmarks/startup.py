@@ -5,19 +5,13 @@
 Starts the built-in demo at the small setting, 64×64, widths 16 and 8, batch 8,
 with a cache of compiled programs of its own, first empty, then filled, each
 time in a new workdir, and stops it after the first step. The best of the starts
-with the filled cache counts; `--median` takes the median of each part, which is
-fairer on a machine that does something else as well. There the seconds of CPU
-time, of all threads, say more than those of the clock.
-
-With `--before=../main` another checkout of the project is started in turns with
-this one. Prints a table and one JSON line.
+with the filled cache counts. Prints a table and one JSON line.
 """
 
 import argparse
 import os
 import pathlib
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,14 +29,10 @@ _PARTS = {
   'textures': 'good images to train on',
 }
 _LAST_PART = 'programs, first step'
-_CPU = 'CPU time'
 
 
 def measure(
-  folder: pathlib.Path,
-  name: str,
-  flags: Sequence[str],
-  root: pathlib.Path = _ROOT,
+  folder: pathlib.Path, name: str, flags: Sequence[str]
 ) -> dict[str, float]:
   """Starts the command once.
 
@@ -50,19 +40,15 @@ def measure(
     folder: of the cache and of the workdirs.
     name: of the workdir, which must not be there yet.
     flags: of the command, besides config and workdir.
-    root: the checkout that it is started from.
 
   Returns:
     Seconds since the start at the end of each part; the last part ends with the
-    first step. Besides, the CPU time until then.
+    first step.
 
   Raises:
     RuntimeError: if the command ends before its first step.
   """
-  environment = os.environ | {
-    'XDG_CACHE_HOME': str(folder / 'cache'),
-    'PYTHONPATH': str(root),
-  }
+  environment = os.environ | {'XDG_CACHE_HOME': str(folder / 'cache')}
   environment.pop('JAX_COMPILATION_CACHE_DIR', None)
   start = time.perf_counter()
   process = subprocess.Popen(
@@ -70,7 +56,7 @@ def measure(
       *(sys.executable, '-m', 'draem_jax.main', '--config=configs/demo.py'),
       *(f'--workdir={folder / name}', '--config.log_every=1', *flags),
     ],
-    cwd=root,
+    cwd=_ROOT,
     env=environment,
     text=True,
     stdout=subprocess.DEVNULL,
@@ -96,7 +82,6 @@ def measure(
         raise RuntimeError(''.join(lines[-20:]))
       time.sleep(0.005)
     seconds[_LAST_PART] = time.perf_counter() - start
-    seconds[_CPU] = _cpu_time(process.pid)
     # In order: what is compiled is still being written to the cache.
     process.send_signal(signal.SIGTERM)
     process.wait()
@@ -106,39 +91,18 @@ def measure(
   return seconds
 
 
-def _cpu_time(pid: int) -> float:
-  """Seconds of CPU time of a process that runs, in user mode and system."""
-  with open(f'/proc/{pid}/stat') as file:
-    # Behind the name, which may hold spaces.
-    fields = file.read().rpartition(')')[2].split()
-  return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
-
-
 def print_table(starts: dict[str, dict[str, float]]) -> None:
   """Seconds of each part, and of all."""
   parts = [*_PARTS, _LAST_PART]
-  print(f'| seconds | {" | ".join(parts)} | to the first step | {_CPU} |')
-  print('|---|' + '---:|' * (len(parts) + 2))
+  print(f'| seconds | {" | ".join(parts)} | to the first step |')
+  print('|---|' + '---:|' * (len(parts) + 1))
   for name, ends in starts.items():
     before, cells = 0.0, []
     for part in parts:
       cells.append(f'{ends[part] - before:.2f}')
       before = ends[part]
-    cells += [f'{before:.2f}', f'{ends[_CPU]:.2f}']
-    print(f'| {name} | {" | ".join(cells)} |')
+    print(f'| {name} | {" | ".join(cells)} | {before:.2f} |')
   print()
-
-
-def _typical(
-  several: Sequence[dict[str, float]], *, median: bool
-) -> dict[str, float]:
-  """The median of each part of several starts, or the quickest start."""
-  if not median:
-    return min(several, key=lambda ends: ends[_LAST_PART])
-  return {
-    part: statistics.median(ends[part] for ends in several)
-    for part in several[0]
-  }
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -148,33 +112,21 @@ def make_parser() -> argparse.ArgumentParser:
     epilog='Other flags, such as --config.image_size=32, go to the command.',
   )
   parser.add_argument('--warm_starts', type=int, default=3)
-  parser.add_argument('--median', action='store_true')
-  parser.add_argument(
-    '--before', type=pathlib.Path, help='another checkout to start as well'
-  )
   return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Measure, print the table, print the JSON line."""
   options, flags = make_parser().parse_known_args(arguments)
-  roots = {'': _ROOT}
-  if options.before:
-    roots['before, '] = options.before.absolute()
-  starts, warm = {}, {label: [] for label in roots}
   with tempfile.TemporaryDirectory() as temporary:
-    for number in range(options.warm_starts + 1):
-      for label, root in roots.items():
-        # Each with a cache of its own.
-        folder = pathlib.Path(temporary) / (label or 'this')
-        ends = measure(folder, str(number), flags, root)
-        if number:
-          warm[label].append(ends)
-        else:
-          starts[f'{label}cold'] = ends
-  for label, several in warm.items():
-    if several:
-      starts[f'{label}warm'] = _typical(several, median=options.median)
+    folder = pathlib.Path(temporary)
+    starts = {'cold': measure(folder, 'cold', flags)}
+    warm = [
+      measure(folder, f'warm{number}', flags)
+      for number in range(options.warm_starts)
+    ]
+  if warm:
+    starts['warm'] = min(warm, key=lambda ends: ends[_LAST_PART])
   print_table(starts)
   rounded = {
     name: {part: round(end, 2) for part, end in ends.items()}

@@ -91,7 +91,6 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   memory = resident.device_memory(devices.replicated(mesh))
   if memory is not None:
     train.check_memory(config, memory, mesh.size)
-  programs = train.compile_ahead(config, mesh, workdir)
   with cluster.together():
     category, texture_images = _load(config, workdir)
     kept, held_out = split_holdout(
@@ -120,7 +119,6 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     textures=placed['textures'],
     mesh=mesh,
     eval_images=for_crops(config, good['good_images']),
-    programs=programs,
   )
   _tell_of_evaluations(config, good['source'])
   state, lines = train.train(trainer, workdir)

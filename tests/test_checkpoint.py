@@ -13,7 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from draem_jax.errors import UserError
-from draem_jax.training.step import TrainState, abstract
+from draem_jax.training import train
+from draem_jax.training.step import TrainState
 from draem_jax.workdir import checkpoint
 
 MANY = 30_000  # Values that are stored in a file of their own.
@@ -75,7 +76,9 @@ def save_as_before(folder, *steps):
 def restore(folder, width=3, average=None):
   checkpointer = checkpoint.Checkpointer(folder, keep=3)
   try:
-    return checkpointer.restore_latest(abstract(make_state(0, width, average)))
+    return checkpointer.restore_latest(
+      train.abstract(make_state(0, width, average))
+    )
   finally:
     checkpointer.close()
 
@@ -188,7 +191,7 @@ def with_best(state, best):
 
 def restore_with_best(folder, average=None):
   checkpointer = checkpoint.Checkpointer(folder, keep=3)
-  shapes = abstract(with_best(make_state(0, average=average), 0))
+  shapes = train.abstract(with_best(make_state(0, average=average), 0))
   _, state = checkpointer.restore_latest(shapes)
   checkpointer.close()
   return state
@@ -440,7 +443,7 @@ def test_the_same_checkpointer_goes_on_behind_a_damaged_one(tmp_path):
   save(tmp_path, 1, 5)
   damage(tmp_path / '5')
   checkpointer = checkpoint.Checkpointer(tmp_path, keep=3)
-  _, state = checkpointer.restore_latest(abstract(make_state(0)))
+  _, state = checkpointer.restore_latest(train.abstract(make_state(0)))
   for step in (3, 5):
     checkpointer.save(step, state, state.evaluated)
   checkpointer.close()

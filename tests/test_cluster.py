@@ -89,6 +89,7 @@ def losses(workdir):
   return [json.loads(line)['loss'] for line in lines]
 
 
+@pytest.mark.clusters
 def test_two_processes_stop_together_and_agree_with_one(tmp_path, settings):
   workdir = tmp_path / 'two'
   processes = start_both(workdir, settings)
@@ -188,6 +189,7 @@ checkpointer.close()
 """
 
 
+@pytest.mark.clusters
 def test_two_processes_restore_the_same_step(tmp_path):
   folder = tmp_path / 'checkpoints'
   statuses, texts = finish(start_pair(tmp_path, '-c', RESTORE, str(folder)))

@@ -76,11 +76,13 @@ def test_stablehlo_tiles_inside(tmp_path, resolution):
   lines = stablehlo.write(
     detector, tmp_path, channel_order='bgr', category='pens'
   )
-  assert float(lines[-1].split()[-1]) < 1e-5
+  # The program does not round what it resizes, and the map is the red channel.
+  bound = 0.51 / 255 if resolution else 1e-5
+  assert float(lines[-1].split()[-1]) < bound
   exported = jax.export.deserialize(
     bytearray((tmp_path / 'detector.stablehlo').read_bytes())
   )
-  agree(detector, jax.jit(exported.call), 'bgr')
+  agree(detector, jax.jit(exported.call), 'bgr', atol=bound)
   described = json.loads((tmp_path / 'detector.json').read_text())
   assert described['resolution'] == (resolution and list(resolution))
 

@@ -121,7 +121,7 @@ def test_more_networks_are_one_entry(monkeypatch):
 
 def test_one_more_loss_is_one_entry(monkeypatch):
   term = losses.Term(
-    lambda output, image, mask, level_range: jnp.abs(
+    lambda output, image, mask, **_: jnp.abs(
       output.reconstruction - image
     ).mean((1, 2, 3)),
     'reconstruction',

@@ -139,6 +139,7 @@ def make_trainer(num_devices, fed=False):
   )
 
 
+@pytest.mark.slow
 def test_devices_and_where_pictures_lie_make_no_difference():
   _, expected = run_steps(make_trainer(1), 2)
   trainer = make_trainer(2, fed=True)

@@ -24,7 +24,7 @@ from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.simulator.options import Options
 from draem_jax.training import simulated, train
-from draem_jax.training.step import TrainState, abstract
+from draem_jax.training.step import TrainState
 from draem_jax.workdir import checkpoint, claim
 
 TIMES = 'seconds', 'images_per_second'
@@ -178,9 +178,9 @@ def read_lines(folder):
   ]
 
 
-def quick_step(state, *batch):
+def quick_step(state, images, textures):
   """Stands for the step of a training, which takes long to compile."""
-  del batch
+  del images, textures
   grow = lambda tree: jax.tree.map(lambda x: 1.01 * x + 1e-3, tree)
   loss = 0.1 * state.step
   return (
@@ -199,7 +199,6 @@ def shorten(trainer, init_state=None):
   if init_state:
     everywhere = devices.replicated(trainer.mesh)
     trainer.init_state = lambda: jax.device_put(init_state(), everywhere)
-    trainer.abstract_state = lambda: abstract(trainer.init_state())
   return trainer
 
 

@@ -167,6 +167,7 @@ def write_category(folder):
     Image.fromarray(mask).save(folder / f'ground_truth/hole/{number}_mask.png')
 
 
+@pytest.mark.slow
 def test_a_run_from_files_to_report(tmp_path):
   write_category(tmp_path / 'data/pens')
   (tmp_path / 'dtd').mkdir()

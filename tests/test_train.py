@@ -19,8 +19,8 @@ from draem_jax.configs import mvtec
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
 from draem_jax.simulator import simulate
-from draem_jax.training import programs, train, writer
 from draem_jax.training import step as train_step
+from draem_jax.training import train, writer
 from draem_jax.training.sampling import sample_batch
 from draem_jax.workdir import checkpoint
 
@@ -43,83 +43,6 @@ def make_trainer(num_devices=1, fed=(), textures=TEXTURES, **overrides):
     for name, source in (('images', IMAGES), ('textures', textures))
   }
   return train.Trainer(config, **sources, mesh=mesh)
-
-
-def test_what_is_compiled_ahead_is_not_compiled_again(
-  tmp_path, monkeypatch, caplog
-):
-  mesh = devices.make_mesh(4, jax.devices()[:2])
-  put = lambda x: jax.device_put(x, devices.replicated(mesh))
-
-  def cheap_init(key):
-    params = {'w': jax.random.normal(key, (3,))}
-    step = jnp.zeros((), jnp.int32)
-    return train_step.TrainState(step, params, batch_stats={}, opt_state=())
-
-  def cheap_step(state, images, textures, keys):
-    noise = jax.vmap(jax.random.uniform)(keys).mean()
-    loss = images.mean() + textures.mean() + noise
-    return state.replace(step=state.step + 1), {'loss': loss}
-
-  monkeypatch.setattr(
-    programs.step_lib,
-    'make_init',
-    lambda *_, **__: jax.jit(
-      cheap_init, out_shardings=devices.replicated(mesh)
-    ),
-  )
-  monkeypatch.setattr(
-    programs.step_lib, 'make_train_step', lambda *_, **__: cheap_step
-  )
-  config = small_config().to_dict()
-  # Not by its context manager, which is for one thread.
-  jax.config.update('jax_log_compiles', True)
-  try:
-    ahead = train.compile_ahead(config, mesh, tmp_path)
-    trainer = train.Trainer(
-      config,
-      images=put(IMAGES),
-      textures=put(TEXTURES),
-      mesh=mesh,
-      programs=ahead,
-    )
-    state, losses = run_steps(trainer)
-  finally:
-    jax.config.update('jax_log_compiles', False)
-  assert len(losses) == 3
-  for leaf, shape in zip(
-    jax.tree.leaves(state),
-    jax.tree.leaves(trainer.abstract_state()),
-    strict=True,
-  ):
-    assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
-    assert leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim)
-  lines = [record.getMessage() for record in caplog.records]
-  for name in ('cheap_init', 'cheap_step'):
-    words = f'Finished XLA compilation of jit({name})'
-    assert sum(line.startswith(words) for line in lines) == 1, lines
-
-
-@pytest.mark.parametrize('trained', [0, 3, 6])
-def test_of_what_was_trained_nothing_is_compiled_in_vain(
-  trained, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(
-    checkpoint, 'list_steps', lambda _: [trained] if trained else []
-  )
-  begun = []
-  monkeypatch.setattr(
-    programs.Programs, '_begin', lambda self, name, *rest: begun.append(name)
-  )
-  config = small_config(num_steps=6).to_dict()
-  train.compile_ahead(config, devices.make_mesh(4, jax.devices()[:1]), tmp_path)
-  assert begun == {0: ['init', 'step'], 3: ['step'], 6: []}[trained]
-
-
-def test_without_a_number_of_steps_nothing_is_known_ahead(tmp_path):
-  config = small_config(num_steps=0).to_dict()
-  mesh = devices.make_mesh(4, jax.devices()[:1])
-  assert train.compile_ahead(config, mesh, tmp_path) is None
 
 
 def run_steps(trainer, count=3):

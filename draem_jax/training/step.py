@@ -1,6 +1,5 @@
 """The train state and the step that turns it into the next one."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from draem_jax import devices, losses
@@ -70,34 +69,12 @@ def init_state(
     mesh: over whose devices the state is replicated.
     ema: what the average of the variables keeps in a step; 0: there is none.
   """
-  return make_init(model, optimizer, mesh=mesh, ema=ema)(initial_key(seed))
-
-
-def initial_key(seed: int) -> Key[Array, '']:
-  """The key of the parameters."""
-  # Threefry, drawn once for each of 150 arrays, takes XLA most of a minute to
-  # compile on a CPU.
-  return jax.random.key(seed, impl='unsafe_rbg')
-
-
-def make_init(
-  model: models.Networks,
-  optimizer: optax.GradientTransformation,
-  *,
-  mesh: Mesh,
-  ema: float = 0.0,
-) -> Callable[[Key[Array, '']], TrainState]:
-  """The program that `init_state` runs, a function of `initial_key`.
-
-  Args:
-    model: the networks.
-    optimizer: whose state belongs to it.
-    mesh: over whose devices the state is replicated.
-    ema: what the average of the variables keeps in a step; 0: there is none.
-  """
 
   def init(key: Key[Array, '']) -> TrainState:
-    variables = init_variables(model)(key)
+    # No parameter depends on the size, and a small image compiles sooner.
+    image = jnp.zeros((1, 32, 32, 3))
+    # Networks may have no running statistics.
+    variables = {'batch_stats': {}, **model.init(key, image, train=False)}
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=variables['params'],
@@ -106,43 +83,22 @@ def make_init(
       ema=variables if ema else None,
     )
 
-  # It runs once: code that is hardly optimized is there sooner. Without any
-  # optimization wide networks are drawn for longer than that gains.
-  quick = {'xla_backend_optimization_level': 1}
+  # Threefry, drawn once for each of 150 arrays, takes XLA most of a minute to
+  # compile on a CPU.
+  key = jax.random.key(seed, impl='unsafe_rbg')
+  # It runs once: unoptimized code is there sooner.
+  quick = {'xla_backend_optimization_level': 0}
   return jax.jit(
     init,
     out_shardings=devices.replicated(mesh),
     compiler_options=quick if mesh.devices.flat[0].platform == 'cpu' else None,
-  )
+  )(key)
 
 
-@functools.cache
-def init_variables(
-  model: models.Networks,
-) -> Callable[[Key[Array, '']], dict[str, Any]]:
-  """A function of a key that initializes variables; it is traced but once."""
-
-  @jax.jit
-  def init(key: Key[Array, '']) -> dict[str, Any]:
-    # No parameter depends on the size, and a small image compiles sooner.
-    image = jnp.zeros((1, 32, 32, 3))
-    # Networks may have no running statistics.
-    return {'batch_stats': {}, **model.init(key, image, train=False)}
-
-  return init
-
-
-def abstract(state: TrainState, sharding: Sharding | None = None) -> TrainState:
-  """The shapes, types and shardings of a state, without its values.
-
-  Args:
-    state: arrays, or what has their shapes and types.
-    sharding: of each of them; by default the one that it has.
-  """
+def abstract(state: TrainState) -> TrainState:
+  """The shapes, types and shardings of a state, without its values."""
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding or x.sharding
-    ),
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     state,
   )
 

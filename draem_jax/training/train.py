@@ -27,12 +27,12 @@ from draem_jax.simulator import crops, simulate
 from draem_jax.simulator.options import Options
 from draem_jax.training import feeding, profiling, sampling, simulated
 from draem_jax.training import writer as writer_lib
-from draem_jax.training.programs import Programs
 from draem_jax.training.step import (
   Recipe,
   TrainState,
-  init_variables,
-  initial_key,
+  abstract,
+  init_state,
+  make_train_step,
 )
 from draem_jax.workdir import checkpoint, lock, storage
 
@@ -137,7 +137,7 @@ def check_memory(config: Mapping[str, Any], memory: int, devices: int) -> None:
     memory: bytes of the smallest device.
     devices: number of all devices.
   """
-  model = jax.eval_shape(init_variables(models.make(config)), initial_key(0))
+  model = models.abstract_variables(models.make(config))
   numbers = sum(leaf.size for leaf in jax.tree.leaves(model))
   copies = {'adam': 4, 'muon': 3, 'sgd': 2}[config['optimizer']]
   trains = bool(config['num_steps'] or config['num_epochs'])
@@ -216,55 +216,6 @@ def _kernels_as_matrices(params: PyTree) -> PyTree:
   return jax.tree.map(lambda x: matrix if x.ndim == 4 else None, params)
 
 
-def make_programs(
-  config: Mapping[str, Any], num_steps: int, mesh: Mesh
-) -> Programs:
-  """What of a run does not depend on its images.
-
-  Args:
-    config: the run's config.
-    num_steps: how many steps the run has.
-    mesh: the devices.
-  """
-  schedule = make_schedule(config, num_steps)
-  return Programs(
-    models.make(config),
-    make_optimizer(schedule, config['optimizer']),
-    make_recipe(config, num_steps),
-    Options(**config['simulator']),
-    mesh=mesh,
-  )
-
-
-def compile_ahead(
-  config: Mapping[str, Any], mesh: Mesh, workdir: str | pathlib.Path
-) -> Programs | None:
-  """Begins to compile what a run will need, while its images are read.
-
-  Args:
-    config: the run's config.
-    mesh: the devices.
-    workdir: the folder of the run.
-
-  Returns:
-    The programs, for the `Trainer`; None where they cannot be known yet.
-  """
-  num_steps = config['num_steps']
-  # Processes of a cluster talk while they load, each in the same order; and the
-  # number of the images decides about that of the steps.
-  if jax.process_count() > 1 or not num_steps:
-    return None
-  programs = make_programs(config, num_steps, mesh)
-  done = checkpoint.list_steps(pathlib.Path(workdir) / 'checkpoints')
-  if not done:
-    programs.compile_init()
-  # Crops come with a margin.
-  if max(done, default=0) < num_steps and not config['data']['resolution']:
-    channels = 4 if config['data']['roi'] else 3
-    programs.compile_step(config['batch_size'], config['image_size'], channels)
-  return programs
-
-
 class Preview(NamedTuple):
   """Examples of a step, and what the networks make of them."""
 
@@ -284,7 +235,6 @@ class Trainer:
     textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
     mesh: Mesh | None = None,
     eval_images: UInt8[np.ndarray, 'k h w c'] | Pictures | None = None,
-    programs: Programs | None = None,
   ):
     """Compiles nothing yet.
 
@@ -299,16 +249,14 @@ class Trainer:
       mesh: over every device by default.
       eval_images: good images that get simulated anomalies, to evaluate on
         while it trains; those it trains on by default.
-      programs: of `make_programs` for so many steps on this mesh, if they are
-        there already.
     """
     self.config = config
     self.mesh = mesh or devices.make_mesh(config['batch_size'])
+    self.model = models.make(config)
+    self.options = Options(**config['simulator'])
     self.num_steps = count_steps(config, len(images))
-    programs = programs or make_programs(config, self.num_steps, self.mesh)
-    self._programs, self.model = programs, programs.model
-    self.optimizer, self.options = programs.optimizer, programs.options
     self.schedule = make_schedule(config, self.num_steps)
+    self.optimizer = make_optimizer(self.schedule, config['optimizer'])
     self.images, self.textures = images, textures
     self._crop = self._margin = None
     if config['data']['resolution'] != '':
@@ -323,11 +271,22 @@ class Trainer:
     self._feeder, self._unfinished = None, collections.deque()
     if not (isinstance(images, jax.Array) and isinstance(textures, jax.Array)):
       self._feeder = feeding.Feeder(self._fetch, num_steps=self.num_steps)
-    # Apart from the step, whose program then knows no number of images: it is
-    # compiled before they are read, and once for all categories.
-    split = devices.batch_sharded(self.mesh)
-    self._draw_batch = jax.jit(self._draw, out_shardings=split)
-    self._step = programs.step
+    step = make_train_step(
+      self.model,
+      self.optimizer,
+      make_recipe(config, self.num_steps),
+      self.options,
+      mesh=self.mesh,
+    )
+
+    def drawing_step(
+      state: TrainState,
+      images: UInt8[Array, '_ h w c'],
+      textures: UInt8[Array, '_ h2 w2 3'],
+    ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
+      return step(state, *self._draw(state.step, images, textures))
+
+    self._step = jax.jit(drawing_step, donate_argnums=0)
     # Whole in every process, wherever its batch was computed.
     self._preview = jax.jit(
       self._preview_batch, out_shardings=devices.replicated(self.mesh)
@@ -335,11 +294,13 @@ class Trainer:
 
   def init_state(self) -> TrainState:
     """The state before the first step."""
-    return self._programs.init(initial_key(self.config['seed']))
-
-  def abstract_state(self) -> TrainState:
-    """The shapes, types and shardings of a state, without its values."""
-    return self._programs.abstract_state()
+    return init_state(
+      self.model,
+      self.optimizer,
+      seed=self.config['seed'],
+      mesh=self.mesh,
+      ema=self.config['ema'],
+    )
 
   def step(
     self, state: TrainState, step: int
@@ -348,14 +309,12 @@ class Trainer:
     kept = {'best': state.best, 'record': state.record}
     state = state.replace(best=None, record=None)
     if not self._feeder:
-      batch = self._draw_batch(state.step, self.images, self.textures)
-      state, metrics = self._step(state, *batch)
+      state, metrics = self._step(state, self.images, self.textures)
       return state.replace(**kept), metrics
     # Batches that wait on the devices take room there.
     if len(self._unfinished) == feeding.AHEAD:
       jax.block_until_ready(self._unfinished.popleft())
-    batch = self._draw_batch(state.step, *self._feeder.take(step))
-    state, metrics = self._step(state, *batch)
+    state, metrics = self._step(state, *self._feeder.take(step))
     self._unfinished.append(metrics)
     return state.replace(**kept), metrics
 
@@ -490,16 +449,17 @@ def train(
   checkpointer = checkpoint.Checkpointer(
     workdir / 'checkpoints', keep=config['keep_checkpoints']
   )
-  shapes = trainer.abstract_state()
+  state = trainer.init_state()
+  shapes = abstract(state)
   if config['stop_when_flat']:
     shapes = _with_best(shapes)
   restored = checkpointer.restore_latest(shapes)
+  first, state = restored or (0, state)
   if not restored and not trainer.num_steps:
     raise UserError(
       f'{checkpointer.folder} holds no checkpoint to evaluate: set'
       ' config.num_epochs or config.num_steps to train'
     )
-  first, state = restored or (0, trainer.init_state())
   if restored:
     _log.info('going on from %s', checkpointer.folder / str(first))
   end = first if _is_flat(config, state, first) else trainer.num_steps

@@ -48,6 +48,7 @@ def run(benchmark, capsys, *arguments):
   return rows[2:], record['results']
 
 
+@pytest.mark.slow
 def test_training(capsys, monkeypatch):
   config = mvtec.get_config('bottle,release')
   # Ten operations take most of the time to compile.

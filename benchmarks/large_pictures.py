@@ -121,7 +121,7 @@ def _train(
       sys.executable,
       '-m',
       'draem_jax.main',
-      f'--config=configs/mvtec.py:{kind},best,small',
+      f'--config=configs/mvtec.py:{kind},release,small',
       f'--workdir={workdir}',
       f'--config.data.dir={data}',
       '--config.data.textures=builtin',

@@ -486,24 +486,27 @@ def test_unions_and_intersections_are_of_a_mask_and_another(draw_masks):
   assert 0.15 < (some[changed] != alone[changed]).any(axis=(1, 2)).mean() < 0.5
 
 
+# Of such an image all is anomaly, and nothing else is done to it.
+_ALL_ANOMALY = {
+  'anomaly_probability': 1.0,
+  'rotation_probability': 0.0,
+  'opacity': (1.0, 1.0),
+  'threshold': (-3.0, -3.0),
+}
+
+
 def test_good_textures_are_the_image_before():
   colors = np.arange(1, 9, dtype=np.uint8)[:, None, None, None] * 20
   images = np.broadcast_to(colors, (8, 16, 16, 3))
   textures = np.zeros_like(images)
   draw = _compiled(
-    anomaly_probability=1.0,
-    rotation_probability=0.0,
-    opacity=(1.0, 1.0),
-    threshold=(-3.0, -3.0),
+    **_ALL_ANOMALY,
     good_textures=1.0,
   )
   found = np.asarray(draw(_keys(0, 8), images, textures).augmented) * 255
   np.testing.assert_allclose(found, np.roll(images, 1, axis=0), atol=1e-3)
   half = _compiled(
-    anomaly_probability=1.0,
-    rotation_probability=0.0,
-    opacity=(1.0, 1.0),
-    threshold=(-3.0, -3.0),
+    **_ALL_ANOMALY,
     num_augmentations=0,
     good_textures=0.5,
   )
@@ -518,10 +521,7 @@ def test_good_textures_are_shifted_and_mirrored():
   image[2, 3] = 255
   images = np.broadcast_to(image, (300, 12, 20, 3))
   draw = _compiled(
-    anomaly_probability=1.0,
-    rotation_probability=0.0,
-    opacity=(1.0, 1.0),
-    threshold=(-3.0, -3.0),
+    **_ALL_ANOMALY,
     good_textures=1.0,
   )
   found = np.asarray(draw(_keys(2, 300), images, images).augmented)[..., 0]

@@ -449,7 +449,10 @@ def _draw_scale(page: Page, corner: tuple[int, int], height: int) -> None:
   left, top = corner
   values = np.repeat(np.linspace(1, 0, height)[:, None], 10, axis=1)
   page.paste(colorize(values), corner)
-  for value, anchor in ((1, 'lt'), (0.5, 'lm'), (0, 'lb')):
+  labels = [(1, 'lt'), (0.5, 'lm'), (0, 'lb')]
+  if height < 36:  # Beside a strip there is no room for all, or for any.
+    labels = labels[::2] if height >= 24 else []
+  for value, anchor in labels:
     y = top + (1 - value) * (height - 1)
     page.write((left + 15, y), f'{value:g}', size=11, color=GRAY, anchor=anchor)
 

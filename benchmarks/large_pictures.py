@@ -12,6 +12,7 @@ trained by Muon for 500 steps, so that the first has seen 16 times the pixels.
 import argparse
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -37,7 +38,10 @@ def main() -> None:
   for kind in args.kinds.split(','):
     data = args.folder / 'data'
     if not (data / kind).exists():
-      make_category(data / kind, SHAPES[kind])
+      partial = data / f'.{kind}'
+      shutil.rmtree(partial, ignore_errors=True)
+      make_category(partial, SHAPES[kind])
+      partial.rename(data / kind)
     for detector in args.detectors.split(','):
       workdir = args.folder / f'{kind}-{detector}'
       _train(kind, data, workdir, [*_DETECTORS[detector]])

@@ -271,14 +271,14 @@ MUTANTS = (
   ),
   Mutant(
     'upsampling: the weights of another grid',
-    'networks/layers.py',
+    'networks/scaling.py',
     'weight = target * (size - 1) / (2 * size - 1) - low',
     'weight = target * (size - 1) / (2 * size) - low',
     f'{_MODELS} -k upsampling',
   ),
   Mutant(
     'upsampling: gradient of the other axis',
-    'networks/layers.py',
+    'networks/scaling.py',
     'y = _resample(y, 2, *_upsample_transpose_taps(y.shape[2] // 2))',
     'y = _resample(y, 2, *_upsample_transpose_taps(y.shape[2] // 2)) * 0.99',
     f'{_MODELS} -k upsampling',

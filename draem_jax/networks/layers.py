@@ -2,9 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 EPSILON = 1e-5
 _PIXELS = (0, 1, 2)  # The axes that batch norm takes its statistics over.
@@ -125,82 +124,3 @@ def _double4x4_transpose(residuals, y):
 double4x4.defvjp(
   lambda x, kernel: (double4x4(x, kernel), (x, kernel)), _double4x4_transpose
 )
-
-
-def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h/2 w/2 c']:
-  """Takes the maximum of each square of 2x2 pixels."""
-  # The gradient of a windowed maximum would take five times as long on a CPU.
-  batch, height, width, channels = x.shape
-  x = x.reshape(batch, height // 2, 2, width, channels)
-  x = jnp.maximum(x[:, :, 0], x[:, :, 1])
-  x = x.reshape(batch, height // 2, width // 2, 2, channels)
-  return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
-
-
-@jax.custom_vjp
-def upsample(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h 2*w c']:
-  """Doubles height and width, bilinearly, corner pixels onto corner pixels.
-
-  PyTorch's `Upsample(scale_factor=2, mode='bilinear', align_corners=True)`.
-  """
-  x = _resample(x, 1, *_upsample_taps(x.shape[1]))
-  return _resample(x, 2, *_upsample_taps(x.shape[2]))
-
-
-def _upsample_transpose(_, y):
-  # Derived automatically, this would scatter and be ten times slower.
-  y = _resample(y, 2, *_upsample_transpose_taps(y.shape[2] // 2))
-  return (_resample(y, 1, *_upsample_transpose_taps(y.shape[1] // 2)),)
-
-
-upsample.defvjp(lambda x: (upsample(x), None), _upsample_transpose)
-
-
-def _resample(
-  x: Float[Array, 'b h w c'],
-  axis: int,
-  indices: Int[np.ndarray, 'k n'],
-  weights: Float[np.ndarray, 'k n'],
-) -> Float[Array, 'b h2 w2 c']:
-  """Sums `weights[k] * x[indices[k]]` over k along an axis.
-
-  Gathers with constant indices fuse into one pass over the result.
-  """
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  shape = np.where(np.arange(x.ndim) == axis, -1, 1)
-  total = sum(
-    jnp.asarray(w.reshape(shape), dtype) * jnp.take(x, i, axis).astype(dtype)
-    for i, w in zip(indices, weights, strict=True)
-  )
-  return total.astype(x.dtype)
-
-
-def _upsample_taps(
-  size: int,
-) -> tuple[Int[np.ndarray, '2 2*{size}'], Float[np.ndarray, '2 2*{size}']]:
-  """Returns source pixels and weights of doubling a line."""
-  target = np.arange(2 * size)
-  low = target * (size - 1) // (2 * size - 1)
-  high = np.minimum(low + 1, size - 1)
-  weight = target * (size - 1) / (2 * size - 1) - low
-  return np.stack([low, high]), np.stack([1 - weight, weight])
-
-
-def upsample_matrix(size: int) -> Float[np.ndarray, '2*{size} {size}']:
-  """The matrix that doubles a line as `upsample` does, in float64."""
-  matrix = np.zeros((2 * size, size))
-  for source, weight in zip(*_upsample_taps(size), strict=True):
-    np.add.at(matrix, (np.arange(2 * size), source), weight)
-  return matrix
-
-
-def _upsample_transpose_taps(
-  size: int,
-) -> tuple[Int[np.ndarray, '4 {size}'], Float[np.ndarray, '4 {size}']]:
-  """Returns the same for the transposed map: at most 4 taps."""
-  matrix = upsample_matrix(size)
-  pixel = np.arange(size)
-  target = 2 * pixel + np.array([-1, 0, 1, 2])[:, None]
-  inside = (target >= 0) & (target < 2 * size)
-  target = np.clip(target, 0, 2 * size - 1)
-  return target, np.where(inside, matrix[target, pixel], 0)

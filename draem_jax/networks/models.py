@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from draem_jax.networks import bozic, riad
 from draem_jax.networks.blocks import Conv, ConvNormRelu, computation_dtype
-from draem_jax.networks.layers import max_pool, upsample
+from draem_jax.networks.scaling import max_pool, upsample
 
 _STRIDE = 32  # Five poolings in the discriminative encoder.
 

@@ -1,0 +1,92 @@
+"""Each way of halving and doubling agrees with the plain one."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from draem_jax.networks import scaling
+
+WAYS = {
+  'max_pool': (scaling.max_pool, scaling.max_pool_by_windows),
+  'upsample': (scaling.upsample, scaling.upsample_by_products),
+}
+
+
+def value_and_gradient(function, x, seed=0):
+  """What a function gives, and the gradient by its input of some sum."""
+  y, transpose = jax.vjp(function, x)
+  weight = np.random.default_rng(seed).standard_normal(y.shape)
+  return y, transpose(jnp.asarray(weight, y.dtype))[0]
+
+
+@pytest.mark.parametrize('name', WAYS)
+@pytest.mark.parametrize('shape', [(2, 6, 4, 3), (1, 2, 10, 1), (1, 32, 16, 5)])
+def test_the_way_of_a_tpu_is_the_plain_one_in_float64(name, shape):
+  with jax.enable_x64(True):
+    x = jnp.asarray(np.random.default_rng(1).standard_normal(shape))
+    assert x.dtype == jnp.float64
+    expected, found = (value_and_gradient(way, x) for way in WAYS[name])
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize('name', WAYS)
+def test_a_processor_takes_its_own_way(name):
+  chosen, of_a_tpu = WAYS[name]
+  x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
+
+  def lowered(function, platform):
+    gradients = jax.jit(lambda x: value_and_gradient(function, x))
+    program = gradients.trace(x).lower(lowering_platforms=(platform,))
+    text = program.as_text()
+    return {
+      operation
+      for operation in ('dot_general', 'reduce_window', 'gather', 'maximum')
+      if f'stablehlo.{operation}' in text
+    }
+
+  assert lowered(chosen, 'tpu') == lowered(of_a_tpu, 'tpu')
+  for platform in ('cpu', 'cuda'):
+    assert (
+      lowered(chosen, platform)
+      == {
+        'max_pool': {'maximum'},
+        'upsample': {'gather'},
+      }[name]
+    )
+
+
+def test_max_pool_and_its_gradient_agree_with_flax():
+  x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+
+  def flax_max_pool(x):
+    return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+  expected = value_and_gradient(flax_max_pool, x)
+  for way in WAYS['max_pool']:
+    for a, b in zip(value_and_gradient(way, x), expected, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+
+def test_equal_pixels_share_the_gradient():
+  x = jnp.array([[5.0, 5.0, 1.0, 2.0], [0.0, 5.0, 2.0, 0.0]])[None, :, :, None]
+  _, transpose = jax.vjp(scaling.max_pool_by_windows, x)
+  gradient = transpose(jnp.array([3.0, 8.0]).reshape(1, 1, 2, 1))[0]
+  expected = [[1, 1, 0, 4], [0, 1, 4, 0]]
+  np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
+
+
+def test_products_in_bfloat16_keep_an_even_picture():
+  x = jnp.full((1, 96, 32, 2), 0.7109375, jnp.bfloat16)
+  y = scaling.upsample_by_products(x)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(y, np.full((1, 192, 64, 2), x[0, 0, 0, 0]))
+
+
+def test_products_in_bfloat16_are_as_near_as_it_allows():
+  x = jax.random.normal(jax.random.key(0), (1, 16, 24, 3), jnp.bfloat16)
+  exact = scaling.upsample(x.astype(jnp.float32))
+  found = scaling.upsample_by_products(x)
+  np.testing.assert_allclose(found.astype(jnp.float32), exact, 0, 0.03)

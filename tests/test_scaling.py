@@ -1,5 +1,7 @@
 """Each way of halving and doubling agrees with the plain one."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,11 @@ import pytest
 
 from draem_jax.networks import scaling
 
-WAYS = {
-  'max_pool': (scaling.max_pool, scaling.max_pool_by_windows),
-  'upsample': (scaling.upsample, scaling.upsample_by_products),
+OF_A_TPU = {
+  'max_pool': (scaling.max_pool_by_windows, scaling.max_pool_in_pairs),
+  'upsample': (scaling.upsample_by_products, scaling.upsample_in_pairs),
 }
+PLAIN = {'max_pool': scaling.max_pool, 'upsample': scaling.upsample}
 
 
 def value_and_gradient(function, x, seed=0):
@@ -21,20 +24,23 @@ def value_and_gradient(function, x, seed=0):
   return y, transpose(jnp.asarray(weight, y.dtype))[0]
 
 
-@pytest.mark.parametrize('name', WAYS)
+@pytest.mark.parametrize('name', PLAIN)
 @pytest.mark.parametrize('shape', [(2, 6, 4, 3), (1, 2, 10, 1), (1, 32, 16, 5)])
-def test_the_way_of_a_tpu_is_the_plain_one_in_float64(name, shape):
+def test_the_ways_of_a_tpu_are_the_plain_one_in_float64(name, shape):
   with jax.enable_x64(True):
     x = jnp.asarray(np.random.default_rng(1).standard_normal(shape))
     assert x.dtype == jnp.float64
-    expected, found = (value_and_gradient(way, x) for way in WAYS[name])
-  for a, b in zip(found, expected, strict=True):
-    np.testing.assert_allclose(a, b, 1e-12, 1e-12)
+    expected = value_and_gradient(PLAIN[name], x)
+    for way in OF_A_TPU[name]:
+      for a, b in zip(value_and_gradient(way, x), expected, strict=True):
+        np.testing.assert_allclose(a, b, 1e-12, 1e-12)
 
 
-@pytest.mark.parametrize('name', WAYS)
-def test_a_processor_takes_its_own_way(name):
-  chosen, of_a_tpu = WAYS[name]
+@pytest.mark.parametrize('in_pairs', [False, True])
+@pytest.mark.parametrize('name', PLAIN)
+def test_a_processor_takes_its_own_way(name, in_pairs):
+  chosen = functools.partial(PLAIN[name], in_pairs=in_pairs)
+  of_a_tpu = OF_A_TPU[name][in_pairs]
   x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
 
   def lowered(function, platform):
@@ -65,22 +71,24 @@ def test_max_pool_and_its_gradient_agree_with_flax():
     return nn.max_pool(x, (2, 2), strides=(2, 2))
 
   expected = value_and_gradient(flax_max_pool, x)
-  for way in WAYS['max_pool']:
+  for way in PLAIN['max_pool'], *OF_A_TPU['max_pool']:
     for a, b in zip(value_and_gradient(way, x), expected, strict=True):
       np.testing.assert_array_equal(a, b)
 
 
-def test_equal_pixels_share_the_gradient():
+@pytest.mark.parametrize('way', OF_A_TPU['max_pool'])
+def test_equal_pixels_share_the_gradient(way):
   x = jnp.array([[5.0, 5.0, 1.0, 2.0], [0.0, 5.0, 2.0, 0.0]])[None, :, :, None]
-  _, transpose = jax.vjp(scaling.max_pool_by_windows, x)
+  _, transpose = jax.vjp(way, x)
   gradient = transpose(jnp.array([3.0, 8.0]).reshape(1, 1, 2, 1))[0]
   expected = [[1, 1, 0, 4], [0, 1, 4, 0]]
   np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
 
 
-def test_products_in_bfloat16_keep_an_even_picture():
+@pytest.mark.parametrize('way', OF_A_TPU['upsample'])
+def test_products_in_bfloat16_keep_an_even_picture(way):
   x = jnp.full((1, 96, 32, 2), 0.7109375, jnp.bfloat16)
-  y = scaling.upsample_by_products(x)
+  y = way(x)
   assert y.dtype == jnp.bfloat16
   np.testing.assert_array_equal(y, np.full((1, 192, 64, 2), x[0, 0, 0, 0]))
 

@@ -1,5 +1,7 @@
 """The operations that the networks consist of, each with a cheap gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -24,13 +26,14 @@ def normalize(
   return jax.nn.relu((x - mean) * factor + bias).astype(x.dtype)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnames=('copies',))
 def batch_normalize(
   x: Float[Array, 'b h w c'],
-  scale: Float[Array, 'c'],
-  bias: Float[Array, 'c'],
-  guess: Float[Array, 'c'],
-) -> tuple[Float[Array, 'b h w c'], Float[Array, 'c'], Float[Array, 'c']]:
+  scale: Float[Array, 'd'],
+  bias: Float[Array, 'd'],
+  guess: Float[Array, 'd'],
+  copies: int = 1,
+) -> tuple[Float[Array, 'b h w c'], Float[Array, 'd'], Float[Array, 'd']]:
   """Normalizes by the batch's own statistics and applies ReLU.
 
   Args:
@@ -39,40 +42,60 @@ def batch_normalize(
     bias: Of each channel.
     guess: About the mean of each channel. Any value gives the same result but
       for rounding; a good one lets both moments be taken in a single pass.
+    copies: how many pixels lie side by side in the channels of `x`.
 
   Returns:
     The activations in the dtype of `x`, the mean and the biased variance. No
     gradient flows through mean and variance, nor into `guess`.
   """
-  return _batch_normalize_forward(x, scale, bias, guess)[0]
+  return _batch_normalize_forward(x, scale, bias, guess, copies)[0]
 
 
-def _batch_normalize_forward(x, scale, bias, guess):
-  centered = x.astype(scale.dtype) - guess
-  offset = centered.mean(_PIXELS)
-  var = jnp.maximum(jnp.square(centered).mean(_PIXELS) - offset**2, 0)
+def _batch_normalize_forward(x, scale, bias, guess, copies):
+  spread = functools.partial(_spread, copies=copies)
+  centered = x.astype(scale.dtype) - spread(guess)
+  offset = _gather(centered.mean(_PIXELS), copies, jnp.mean)
+  square = _gather(jnp.square(centered).mean(_PIXELS), copies, jnp.mean)
+  var = jnp.maximum(square - offset**2, 0)
   mean = guess + offset
-  y = normalize(x, mean, var, scale, bias)
+  y = normalize(x, *map(spread, (mean, var, scale, bias)))
   return (y, mean, var), (x, y, mean, var, scale)
 
 
-def _batch_normalize_backward(residuals, cotangents):
+def _batch_normalize_backward(copies, residuals, cotangents):
   # Derived automatically, this would go over the activations more often.
   x, y, mean, var, scale = residuals
+  spread = functools.partial(_spread, copies=copies)
   gradient = jnp.where(y > 0, cotangents[0], 0).astype(scale.dtype)
   deviation = lax.rsqrt(var + EPSILON)
-  normalized = (x - mean) * deviation
-  bias_gradient = gradient.sum(_PIXELS)
-  scale_gradient = (gradient * normalized).sum(_PIXELS)
-  count = x.size // x.shape[-1]
-  x_gradient = (scale * deviation) * (
-    gradient - bias_gradient / count - normalized * (scale_gradient / count)
+  normalized = (x - spread(mean)) * spread(deviation)
+  bias_gradient = _gather(gradient.sum(_PIXELS), copies)
+  scale_gradient = _gather((gradient * normalized).sum(_PIXELS), copies)
+  count = x.size // mean.size
+  x_gradient = spread(scale * deviation) * (
+    gradient
+    - spread(bias_gradient / count)
+    - normalized * spread(scale_gradient / count)
   )
   zeros = jnp.zeros_like(mean)
   return x_gradient.astype(x.dtype), scale_gradient, bias_gradient, zeros
 
 
 batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
+
+
+def _spread(
+  values: Float[Array, 'd'], copies: int
+) -> Float[Array, '{copies}*d']:
+  """Values of channels, for each of the pixels that lie side by side."""
+  return values if copies == 1 else jnp.tile(values, copies)
+
+
+def _gather(
+  values: Float[Array, 'n'], copies: int, combine=jnp.sum
+) -> Float[Array, 'n/{copies}']:
+  """What comes of the pixels that lie side by side, for each channel."""
+  return values if copies == 1 else combine(values.reshape(copies, -1), axis=0)
 
 
 def halve4x4(

@@ -59,13 +59,15 @@ class ReconstructiveSubNetwork(nn.Module):
     w = self.width
     x = image.astype(computation_dtype(image, self))
     for i, features in enumerate((w, 2 * w, 4 * w, 8 * w, 8 * w), start=1):
-      x = max_pool(x) if i > 1 else x
+      x = max_pool(x, in_pairs=train and i == 2) if i > 1 else x
+      types['in_pairs'] = train and i == 1
       for j in (1, 2):
         name = f'encoder_block{i}_conv{j}'
         x = ConvNormRelu(features, name=name, **types)(x, train=train)
     stages = (8 * w, 4 * w), (4 * w, 2 * w), (2 * w, w), (w, w)
     for i, (a, b) in enumerate(stages, start=1):
-      x = upsample(x)
+      types['in_pairs'] = train and i == len(stages)
+      x = upsample(x, in_pairs=types['in_pairs'])
       for j, features in enumerate((a, a, b), start=1):
         name = f'decoder_block{i}_conv{j}'
         x = ConvNormRelu(features, name=name, **types)(x, train=train)
@@ -96,18 +98,20 @@ class DiscriminativeSubNetwork(nn.Module):
     skips = []
     encoder = (w, 2 * w, 4 * w, 8 * w, 8 * w, 8 * w)
     for i, features in enumerate(encoder, start=1):
-      x = max_pool(x) if i > 1 else x
+      x = max_pool(x, in_pairs=train and i == 2) if i > 1 else x
+      types['in_pairs'] = train and i == 1
       for j in (1, 2):
         name = f'encoder_block{i}_conv{j}'
         x = ConvNormRelu(features, name=name, **types)(x, train=train)
       skips.append(x)
     skips.pop()
     for i, features in enumerate((8 * w, 4 * w, 2 * w, w, w), start=1):
-      x = upsample(x)
+      types['in_pairs'] = train and i == len(encoder) - 1
+      x = upsample(x, in_pairs=types['in_pairs'])
       for j in (1, 2, 3):
-        x = jnp.concatenate([x, skips.pop()], axis=-1) if j == 2 else x
+        parts = [x, skips.pop()] if j == 2 else [x]
         name = f'decoder_block{i}_conv{j}'
-        x = ConvNormRelu(features, name=name, **types)(x, train=train)
+        x = ConvNormRelu(features, name=name, **types)(*parts, train=train)
     return Conv(2, name='last_conv', **types)(x)
 
 

@@ -7,24 +7,37 @@ memory: windows and products with matrices are quicker, though they compute
 many times as much.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from draem_jax.networks import pairs
 
 # Weights of so many parts are exact in bfloat16, and so is one minus a weight.
 _PARTS = 256
+_SQUARES, _ROWS = (1, 2, 2, 1), (1, 2, 1, 1)
 
 
-def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h/2 w/2 c']:
-  """Takes the maximum of each square of 2x2 pixels."""
-  return lax.platform_dependent(
-    x, tpu=max_pool_by_windows, default=_max_pool_by_pairs
-  )
+def max_pool(
+  x: Float[Array, 'b h w c'], *, in_pairs: bool = False
+) -> Float[Array, 'b h/2 w/2 c']:
+  """Takes the maximum of each square of 2x2 pixels.
+
+  Args:
+    x: height and width are even.
+    in_pairs: whether `x` comes of `pairs`, if a TPU's way is that.
+  """
+  in_pairs = in_pairs and pairs.are_worth([x.shape[-1]], x.shape[2])
+  of_a_tpu = max_pool_in_pairs if in_pairs else max_pool_by_windows
+  return lax.platform_dependent(x, tpu=of_a_tpu, default=_max_pool_by_reshaping)
 
 
-def _max_pool_by_pairs(
+def _max_pool_by_reshaping(
   x: Float[Array, 'b h w c'],
 ) -> Float[Array, 'b h/2 w/2 c']:
   # The gradient of a windowed maximum would take five times as long on a CPU.
@@ -40,7 +53,7 @@ def max_pool_by_windows(
   x: Float[Array, 'b h w c'],
 ) -> Float[Array, 'b h/2 w/2 c']:
   """`max_pool` for a TPU; pixels that share the maximum share its gradient."""
-  return _over_squares(x, -np.inf, lax.max)
+  return _over_windows(x, _SQUARES, -np.inf, lax.max)
 
 
 def _max_pool_forward(x):
@@ -50,74 +63,148 @@ def _max_pool_forward(x):
 
 def _max_pool_backward(residuals, gradient):
   x, y = residuals
-  is_largest = x == _repeat(y)
-  count = _over_squares(is_largest.astype(jnp.float32), 0, lax.add)
+  is_largest = x == _repeat(y, _SQUARES)
+  count = _over_windows(is_largest.astype(jnp.float32), _SQUARES, 0, lax.add)
   share = (gradient / count).astype(x.dtype)
-  return (jnp.where(is_largest, _repeat(share), 0),)
+  return (jnp.where(is_largest, _repeat(share, _SQUARES), 0),)
 
 
 max_pool_by_windows.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _over_squares(
-  x: Float[Array, 'b h w c'], start: float, combine
+def max_pool_in_pairs(
+  x: Float[Array, 'b h w c'],
 ) -> Float[Array, 'b h/2 w/2 c']:
-  """Combines the four pixels of each square."""
-  square = (1, 2, 2, 1)
+  """`max_pool_by_windows` where a TPU takes pixels by twos."""
+  return _max_pool_joined(pairs.join(x))
+
+
+@jax.custom_vjp
+def _max_pool_joined(
+  x: Float[Array, 'b h w c'],
+) -> Float[Array, 'b h/2 w c/2']:
+  return _over_windows(jnp.maximum(*_halves(x)), _ROWS, -np.inf, lax.max)
+
+
+def _max_pool_joined_forward(x):
+  y = _max_pool_joined(x)
+  return y, (x, y)
+
+
+def _max_pool_joined_backward(residuals, gradient):
+  x, y = residuals
+  largest = _repeat(y, _ROWS)
+  is_largest = [half == largest for half in _halves(x)]
+  count = sum(each.astype(jnp.float32) for each in is_largest)
+  count = _over_windows(count, _ROWS, 0, lax.add)
+  share = _repeat((gradient / count).astype(x.dtype), _ROWS)
+  return (
+    jnp.concatenate(
+      [jnp.where(each, share, 0) for each in is_largest], axis=-1
+    ),
+  )
+
+
+_max_pool_joined.defvjp(_max_pool_joined_forward, _max_pool_joined_backward)
+
+
+def _halves(x: Float[Array, 'b h w c']) -> list[Float[Array, 'b h w c/2']]:
+  return jnp.split(x, 2, axis=-1)
+
+
+def _over_windows(
+  x: Float[Array, 'b h w c'],
+  window: tuple[int, ...],
+  start: float,
+  combine: Callable[[Array, Array], Array],
+) -> Float[Array, 'b h2 w2 c']:
+  """Combines the pixels of each window, which lie side by side."""
   start = np.asarray(start, x.dtype)
-  return lax.reduce_window(x, start, combine, square, square, 'VALID')
+  return lax.reduce_window(x, start, combine, window, window, 'VALID')
 
 
-def _repeat(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h 2*w c']:
-  """Makes a square of 2x2 of each pixel."""
+def _repeat(
+  x: Float[Array, 'b h w c'], window: tuple[int, ...]
+) -> Float[Array, 'b h2 w2 c']:
+  """Fills a window with each pixel."""
   # Of pixels moved apart each window holds one, which is its maximum.
   return lax.reduce_window(
     x,
     np.asarray(-np.inf, x.dtype),
     lax.max,
-    window_dimensions=(1, 2, 2, 1),
+    window_dimensions=window,
     window_strides=(1, 1, 1, 1),
-    padding=((0, 0), (1, 1), (1, 1), (0, 0)),
-    base_dilation=(1, 2, 2, 1),
+    padding=tuple((side - 1, side - 1) for side in window),
+    base_dilation=window,
   )
 
 
-def upsample(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h 2*w c']:
+def upsample(
+  x: Float[Array, 'b h w c'], *, in_pairs: bool = False
+) -> Float[Array, 'b 2*h 2*w c']:
   """Doubles height and width, bilinearly, corner pixels onto corner pixels.
 
   PyTorch's `Upsample(scale_factor=2, mode='bilinear', align_corners=True)`.
+
+  Args:
+    x: what to enlarge.
+    in_pairs: whether the result goes to `pairs`, if a TPU's way is that.
   """
-  return lax.platform_dependent(
-    x, tpu=upsample_by_products, default=_upsample_by_gathers
-  )
+  in_pairs = in_pairs and pairs.are_worth([x.shape[-1]], 2 * x.shape[2])
+  of_a_tpu = upsample_in_pairs if in_pairs else upsample_by_products
+  return lax.platform_dependent(x, tpu=of_a_tpu, default=_upsample_by_gathers)
 
 
 def upsample_by_products(
   x: Float[Array, 'b h w c'],
 ) -> Float[Array, 'b 2*h 2*w c']:
   """`upsample` for a TPU; in bfloat16 weights are rounded to 1/256."""
-  batch, height, width, _ = x.shape
-  narrow = jnp.finfo(x.dtype).bits < 32
-  precision = None if narrow else lax.Precision.HIGHEST
+  matrix = _rounded_upsample_matrix(x.shape[2], x.dtype)
+  return _combine_columns(_double_rows(x), matrix)
 
-  def matrix(size: int, *others: int) -> Float[Array, '*others n {size}']:
-    weights = upsample_matrix(size)
-    if narrow:
-      weights = np.round(weights * _PARTS) / _PARTS
-    # A matrix for each image or row, all the same and never stored: with a
-    # single one, whole images would be turned around in memory.
-    shape = (*others, *weights.shape)
-    return jnp.broadcast_to(jnp.asarray(weights, x.dtype), shape)
 
-  x = jnp.einsum(
-    'boh,bhwc->bowc', matrix(height, batch), x, precision=precision
-  )
-  return jnp.einsum(
-    'bhow,bhwc->bhoc',
-    matrix(width, batch, 2 * height),
-    x,
-    precision=precision,
-  )
+# In both, a matrix for each image or row, all the same and never stored: with
+# a single one, whole images would be turned around in memory.
+
+
+def _double_rows(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h w c']:
+  """Upsamples along the height alone, by products."""
+  matrix = jnp.asarray(_rounded_upsample_matrix(x.shape[1], x.dtype), x.dtype)
+  matrix = jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape))
+  return jnp.einsum('bnh,bhwc->bnwc', matrix, x, precision=_precision(x.dtype))
+
+
+def _combine_columns(
+  x: Float[Array, 'b h w c'], weights: Float[np.ndarray, 'n w']
+) -> Float[Array, 'b h n c']:
+  """Sums the pixels of each row by some weights, by products."""
+  matrix = jnp.asarray(weights, x.dtype)
+  matrix = jnp.broadcast_to(matrix, (*x.shape[:2], *matrix.shape))
+  return jnp.einsum('bhnw,bhwc->bhnc', matrix, x, precision=_precision(x.dtype))
+
+
+def _rounded_upsample_matrix(
+  size: int, dtype: DTypeLike
+) -> Float[np.ndarray, '2*{size} {size}']:
+  """`upsample_matrix` with weights that the dtype has exactly."""
+  matrix = upsample_matrix(size)
+  if jnp.finfo(dtype).bits < 32:
+    return np.round(matrix * _PARTS) / _PARTS
+  return matrix
+
+
+def _precision(dtype: DTypeLike) -> lax.Precision | None:
+  return None if jnp.finfo(dtype).bits < 32 else lax.Precision.HIGHEST
+
+
+def upsample_in_pairs(
+  x: Float[Array, 'b h w c'],
+) -> Float[Array, 'b 2*h 2*w c']:
+  """`upsample_by_products` where a TPU takes pixels by twos."""
+  matrix = _rounded_upsample_matrix(x.shape[2], x.dtype)
+  x = _double_rows(x)
+  halves = [_combine_columns(x, matrix[i::2]) for i in range(2)]
+  return pairs.split(jnp.concatenate(halves, axis=-1))
 
 
 @jax.custom_vjp

@@ -19,6 +19,7 @@ from benchmarks import (
   deploy,
   evaluation,
   inference,
+  memory,
   serve,
   simulator,
   startup,
@@ -49,6 +50,7 @@ def run(benchmark, capsys, *arguments):
   return rows[2:], record['results']
 
 
+@pytest.mark.slow
 def test_training(capsys, monkeypatch):
   config = mvtec.get_config('bottle,release')
   # Ten operations take most of the time to compile.
@@ -265,3 +267,10 @@ def test_an_unknown_chip_is_refused(capsys):
   with pytest.raises(SystemExit):
     compiled.make_parser().parse_args(['--topology=v1'])
   assert 'take one of v5e' in capsys.readouterr().err
+
+
+def test_memory_of_a_large_picture(capsys, tmp_path):
+  memory.main(['--side=120', '--tile=32', f'--folder={tmp_path}'])
+  before, most = re.findall(r'(\d+) MiB', capsys.readouterr().out)
+  assert 0 < int(before) <= int(most)
+  assert 'large.jpg,' in (tmp_path / 'out/predictions.csv').read_text()

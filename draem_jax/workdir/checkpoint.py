@@ -21,6 +21,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import inspect
 import json
 import logging
@@ -35,8 +36,6 @@ from typing import Any
 import absl.logging
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 
 from draem_jax import devices
 from draem_jax.errors import UserError
@@ -81,10 +80,21 @@ class Checkpointer:
       # Of a save that was killed; whoever has the lock is alone here.
       for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(path, ignore_errors=True)
-    self._manager = ocp.CheckpointManager(
+      self.folder.mkdir(parents=True, exist_ok=True)
+
+  @functools.cached_property
+  def _manager(self) -> Any:
+    """Orbax's, made when it is needed: a run that begins has nothing to read.
+
+    In a cluster every process must ask for it at the same time.
+    """
+    # Here and below, as it takes a while to import.
+    import orbax.checkpoint as ocp
+
+    return ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True
+        max_to_keep=self._keep, enable_async_checkpointing=True
       ),
     )
 
@@ -123,6 +133,8 @@ class Checkpointer:
       UserError: if there is no room on the disk, for this one or for one that
         was started before.
     """
+    import orbax.checkpoint as ocp
+
     with self._naming_a_full_disk():
       self.check_room(state, variables)
       items = _items(state, variables)
@@ -138,8 +150,9 @@ class Checkpointer:
 
   def wait(self) -> None:
     """Returns when every save that was started is on disk."""
-    with self._naming_a_full_disk():
-      self._manager.wait_until_finished()
+    if '_manager' in vars(self):
+      with self._naming_a_full_disk():
+        self._manager.wait_until_finished()
 
   def steps(self) -> list[int]:
     """The steps that have a complete checkpoint, oldest first."""
@@ -178,8 +191,9 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits for saves under way and releases the manager's threads."""
-    with self._naming_a_full_disk():
-      self._manager.close()
+    if '_manager' in vars(self):
+      with self._naming_a_full_disk():
+        self._manager.close()
 
   def _set_aside(self, steps: list[int]) -> None:
     """Renames checkpoints, so that orbax neither counts nor deletes them."""
@@ -194,7 +208,8 @@ class Checkpointer:
         path.rename(aside)
         _log.warning('checkpoint %s is kept as %s', path, aside)
     devices.wait_for_processes('checkpoints are set aside')
-    self._manager.reload()
+    if '_manager' in vars(self):
+      self._manager.reload()
 
   @contextlib.contextmanager
   def _naming_a_full_disk(self) -> Iterator[None]:
@@ -268,9 +283,15 @@ def list_steps(folder: str | pathlib.Path) -> list[int]:
   return sorted(
     int(path.name)
     for path in pathlib.Path(folder).glob('*')
-    if path.name.isdecimal()
-    and ocp.utils.is_checkpoint_finalized(epath.Path(path))
+    if path.name.isdecimal() and _is_complete(path)
   )
+
+
+def _is_complete(path: pathlib.Path) -> bool:
+  import orbax.checkpoint as ocp
+  from etils import epath
+
+  return ocp.utils.is_checkpoint_finalized(epath.Path(path))
 
 
 def _items(state: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -432,6 +453,9 @@ def _read(folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
         ' trained, or take another --workdir'
       )
   _check_array_metadata(folder)
+  import orbax.checkpoint as ocp
+  from etils import epath
+
   read = ocp.PyTreeCheckpointHandler().restore(
     epath.Path(folder),
     args=ocp.args.PyTreeRestore(
@@ -496,6 +520,9 @@ def _compare_checksums(folder: pathlib.Path, read: dict[str, Any]) -> None:
   if not path.exists() and f'"{_CHECKSUMS}"' not in listing.read_text():
     return
   found = _checksums({folder.name: read})[folder.name]
+  import orbax.checkpoint as ocp
+  from etils import epath
+
   with _misshapen_is_damage(path):
     saved = ocp.JsonCheckpointHandler().restore(epath.Path(path))[folder.name]
     for name, value in found.items():
@@ -513,6 +540,9 @@ def _check_finite(read: dict[str, Any]) -> None:
 
 
 def _metadata(folder: pathlib.Path) -> Any:
+  import orbax.checkpoint as ocp
+  from etils import epath
+
   with _misshapen_is_damage(folder):
     return ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder))
 

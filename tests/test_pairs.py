@@ -1,5 +1,7 @@
 """Layers that take pixels by twos agree with those that take them singly."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,14 +38,16 @@ def test_a_layer_and_its_gradient_in_float64(channels):
       x = conv3x3(jnp.concatenate(parts, axis=-1), kernel)
       return layers.batch_normalize(x, scale, bias, guess)
 
-    results = []
-    for layer in by_pixels, pairs.convolve_and_normalize:
-      arguments = parts, kernel, *vectors, guess
-      found, transpose = jax.vjp(layer, *arguments)
-      (weights,) = random_arrays((*size, features), seed=1)
-      zeros = jnp.zeros(features)
-      results.append((found, transpose((weights, zeros, zeros))))
-    expected, found = map(jax.tree.leaves, results)
+    def with_gradients(layer):
+      y, transpose = jax.vjp(layer, parts, kernel, *vectors, guess)
+      return y, transpose((weights, jnp.zeros(features), jnp.zeros(features)))
+
+    (weights,) = random_arrays((*size, features), seed=1)
+    layers_ = by_pixels, pairs.convolve_and_normalize
+    expected, found = (
+      jax.tree.leaves(jax.jit(with_gradients, static_argnums=0)(layer))
+      for layer in layers_
+    )
   assert found[0].dtype == jnp.float64
   for a, b in zip(found, expected, strict=True):
     np.testing.assert_allclose(a, b, 1e-9, 1e-9)
@@ -69,14 +73,48 @@ def test_where_pairs_are_worth_it(channels, width, worth):
   assert pairs.are_worth(channels, width) == worth
 
 
-def test_a_network_as_a_tpu_computes_it(monkeypatch):
-  network = DiscriminativeSubNetwork(width=2, param_dtype=jnp.float64)
-  taken = []
+@pytest.fixture
+def taken(monkeypatch):
+  """Takes a TPU's ways where there are such, and tells which."""
+  ways = []
 
   def as_a_tpu(*arguments, default, cpu=None, tpu=None):
-    taken.append(tpu is not None)
-    return (tpu or default)(*arguments)
+    if tpu is None:
+      return default(*arguments)
+    ways.append(getattr(tpu, '__name__', 'of no name'))
+    return tpu(*arguments)
 
+  monkeypatch.setattr(jax.lax, 'platform_dependent', as_a_tpu)
+  return ways
+
+
+@pytest.mark.parametrize(
+  ('train', 'expected'),
+  [
+    # What lies between layers in pairs is in pairs, too.
+    (True, {'convolve_and_normalize': 5, 'in_pairs': 2, '<lambda>': 1}),
+    (False, {}),
+  ],
+)
+def test_the_outermost_layers_of_training_are_in_pairs(taken, train, expected):
+  network = DiscriminativeSubNetwork(width=2)
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+  def run(images):
+    return network.init_with_output(jax.random.key(0), images, train=train)
+
+  jax.eval_shape(run, images)
+  counts = collections.Counter(
+    'in_pairs' if way.endswith('_in_pairs') else way
+    for way in taken
+    if not way.endswith(('_by_windows', '_by_products'))
+  )
+  assert counts == expected
+
+
+@pytest.mark.slow
+def test_a_network_as_a_tpu_computes_it(request):
+  network = DiscriminativeSubNetwork(width=2, param_dtype=jnp.float64)
   with jax.enable_x64(True):
     images, weights = random_arrays((2, 32, 32, 3), (2, 32, 32, 2))
     variables = network.init(jax.random.key(0), images, train=False)
@@ -98,9 +136,8 @@ def test_a_network_as_a_tpu_computes_it(monkeypatch):
       return gradients(variables['params'])
 
     expected = compute()
-    monkeypatch.setattr(jax.lax, 'platform_dependent', as_a_tpu)
+    assert request.getfixturevalue('taken') == []
     found = compute()
-  assert sum(taken) >= 16  # Poolings, upsamplings, six layers in pairs.
   scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, 1e-7, 1e-9 * scale),

@@ -247,7 +247,8 @@ def test_the_time_of_collectives():
 
 def test_what_xla_prints_is_read():
   """Of a program with a loop, a branch and a sum over two devices."""
-  mesh = jax.make_mesh((2,), ('data',))
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((2,), ('data',), axis_types=auto)
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
 
   def step(x):

@@ -98,6 +98,11 @@ def _gather(
   return values if copies == 1 else combine(values.reshape(copies, -1), axis=0)
 
 
+def precision(x: Float[Array, '...']) -> lax.Precision | None:
+  """What a product of `x` asks for, which a TPU may else round to bfloat16."""
+  return None if jnp.finfo(x.dtype).bits < 32 else lax.Precision.HIGHEST
+
+
 def halve4x4(
   x: Float[Array, 'b h w c'], kernel: Float[Array, '4 4 c d']
 ) -> Float[Array, 'b h/2 w/2 d']:

@@ -53,14 +53,10 @@ def _joined_kernel(
   taken = jnp.asarray(taken, kernel.dtype)
   # Each entry is one of the kernel's or 0, in any precision.
   joined = jnp.einsum(
-    'nptk,ikcd->inpctd', taken, kernel, precision=_precision(kernel)
+    'nptk,ikcd->inpctd', taken, kernel, precision=layers.precision(kernel)
   )
   channels, features = kernel.shape[2:]
   return joined.reshape(3, 3, 2 * channels, 2 * features)
-
-
-def _precision(x: Float[Array, '...']) -> lax.Precision | None:
-  return None if jnp.finfo(x.dtype).bits < 32 else lax.Precision.HIGHEST
 
 
 def _convolve(

@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from draem_jax.networks import pairs
+from draem_jax.networks import layers, pairs
 
 # Weights of so many parts are exact in bfloat16, and so is one minus a weight.
 _PARTS = 256
@@ -171,7 +171,7 @@ def _double_rows(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h w c']:
   """Upsamples along the height alone, by products."""
   matrix = jnp.asarray(_rounded_upsample_matrix(x.shape[1], x.dtype), x.dtype)
   matrix = jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape))
-  return jnp.einsum('bnh,bhwc->bnwc', matrix, x, precision=_precision(x.dtype))
+  return jnp.einsum('bnh,bhwc->bnwc', matrix, x, precision=layers.precision(x))
 
 
 def _combine_columns(
@@ -180,7 +180,7 @@ def _combine_columns(
   """Sums the pixels of each row by some weights, by products."""
   matrix = jnp.asarray(weights, x.dtype)
   matrix = jnp.broadcast_to(matrix, (*x.shape[:2], *matrix.shape))
-  return jnp.einsum('bhnw,bhwc->bhnc', matrix, x, precision=_precision(x.dtype))
+  return jnp.einsum('bhnw,bhwc->bhnc', matrix, x, precision=layers.precision(x))
 
 
 def _rounded_upsample_matrix(
@@ -191,10 +191,6 @@ def _rounded_upsample_matrix(
   if jnp.finfo(dtype).bits < 32:
     return np.round(matrix * _PARTS) / _PARTS
   return matrix
-
-
-def _precision(dtype: DTypeLike) -> lax.Precision | None:
-  return None if jnp.finfo(dtype).bits < 32 else lax.Precision.HIGHEST
 
 
 def upsample_in_pairs(

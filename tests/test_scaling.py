@@ -12,7 +12,7 @@ from draem_jax.networks import scaling
 
 OF_A_TPU = {
   'max_pool': (scaling.max_pool_by_windows, scaling.max_pool_in_pairs),
-  'upsample': (scaling.upsample_by_products, scaling.upsample_in_pairs),
+  'upsample': (scaling.upsample_by_products,),
 }
 PLAIN = {'max_pool': scaling.max_pool, 'upsample': scaling.upsample}
 
@@ -37,11 +37,19 @@ def test_the_ways_of_a_tpu_are_the_plain_one_in_float64(name, shape):
         np.testing.assert_allclose(a, b, 1e-12, 1e-12)
 
 
-@pytest.mark.parametrize('in_pairs', [False, True])
-@pytest.mark.parametrize('name', PLAIN)
-def test_a_processor_takes_its_own_way(name, in_pairs):
-  chosen = functools.partial(PLAIN[name], in_pairs=in_pairs)
-  of_a_tpu = OF_A_TPU[name][in_pairs]
+@pytest.mark.parametrize(
+  ('chosen', 'of_a_tpu', 'elsewhere'),
+  [
+    (scaling.max_pool, scaling.max_pool_by_windows, 'maximum'),
+    (
+      functools.partial(scaling.max_pool, in_pairs=True),
+      scaling.max_pool_in_pairs,
+      'maximum',
+    ),
+    (scaling.upsample, scaling.upsample_by_products, 'gather'),
+  ],
+)
+def test_a_processor_takes_its_own_way(chosen, of_a_tpu, elsewhere):
   x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
 
   def lowered(function, platform):
@@ -55,13 +63,7 @@ def test_a_processor_takes_its_own_way(name, in_pairs):
 
   assert lowered(chosen, 'tpu') == lowered(of_a_tpu, 'tpu')
   for platform in ('cpu', 'cuda'):
-    assert (
-      lowered(chosen, platform)
-      == {
-        'max_pool': {'maximum'},
-        'upsample': {'gather'},
-      }[name]
-    )
+    assert lowered(chosen, platform) == {elsewhere}
 
 
 def test_max_pool_and_its_gradient_agree_with_flax():
@@ -85,10 +87,9 @@ def test_equal_pixels_share_the_gradient(way):
   np.testing.assert_array_equal(gradient[0, :, :, 0], expected)
 
 
-@pytest.mark.parametrize('way', OF_A_TPU['upsample'])
-def test_products_in_bfloat16_keep_an_even_picture(way):
+def test_products_in_bfloat16_keep_an_even_picture():
   x = jnp.full((1, 96, 32, 2), 0.7109375, jnp.bfloat16)
-  y = way(x)
+  y = scaling.upsample_by_products(x)
   assert y.dtype == jnp.bfloat16
   np.testing.assert_array_equal(y, np.full((1, 192, 64, 2), x[0, 0, 0, 0]))
 

@@ -67,7 +67,7 @@ class ReconstructiveSubNetwork(nn.Module):
     stages = (8 * w, 4 * w), (4 * w, 2 * w), (2 * w, w), (w, w)
     for i, (a, b) in enumerate(stages, start=1):
       types['in_pairs'] = train and i == len(stages)
-      x = upsample(x, in_pairs=types['in_pairs'])
+      x = upsample(x)
       for j, features in enumerate((a, a, b), start=1):
         name = f'decoder_block{i}_conv{j}'
         x = ConvNormRelu(features, name=name, **types)(x, train=train)
@@ -107,7 +107,7 @@ class DiscriminativeSubNetwork(nn.Module):
     skips.pop()
     for i, features in enumerate((8 * w, 4 * w, 2 * w, w, w), start=1):
       types['in_pairs'] = train and i == len(encoder) - 1
-      x = upsample(x, in_pairs=types['in_pairs'])
+      x = upsample(x)
       for j in (1, 2, 3):
         parts = [x, skips.pop()] if j == 2 else [x]
         name = f'decoder_block{i}_conv{j}'

@@ -7,6 +7,7 @@ memory: windows and products with matrices are quicker, though they compute
 many times as much.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -139,48 +140,31 @@ def _repeat(
   )
 
 
-def upsample(
-  x: Float[Array, 'b h w c'], *, in_pairs: bool = False
-) -> Float[Array, 'b 2*h 2*w c']:
+def upsample(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h 2*w c']:
   """Doubles height and width, bilinearly, corner pixels onto corner pixels.
 
   PyTorch's `Upsample(scale_factor=2, mode='bilinear', align_corners=True)`.
-
-  Args:
-    x: what to enlarge.
-    in_pairs: whether the result goes to `pairs`, if a TPU's way is that.
   """
-  in_pairs = in_pairs and pairs.are_worth([x.shape[-1]], 2 * x.shape[2])
-  of_a_tpu = upsample_in_pairs if in_pairs else upsample_by_products
-  return lax.platform_dependent(x, tpu=of_a_tpu, default=_upsample_by_gathers)
+  return lax.platform_dependent(
+    x, tpu=upsample_by_products, default=_upsample_by_gathers
+  )
 
 
 def upsample_by_products(
   x: Float[Array, 'b h w c'],
 ) -> Float[Array, 'b 2*h 2*w c']:
   """`upsample` for a TPU; in bfloat16 weights are rounded to 1/256."""
-  matrix = _rounded_upsample_matrix(x.shape[2], x.dtype)
-  return _combine_columns(_double_rows(x), matrix)
+  batch, height, width, _ = x.shape
 
+  def matrices(size: int, *leading: int) -> Float[Array, '*_ n s']:
+    # One for each image or row, all the same and never stored: with a single
+    # one, whole images would be turned around in memory.
+    matrix = jnp.asarray(_rounded_upsample_matrix(size, x.dtype), x.dtype)
+    return jnp.broadcast_to(matrix, (*leading, *matrix.shape))
 
-# In both, a matrix for each image or row, all the same and never stored: with
-# a single one, whole images would be turned around in memory.
-
-
-def _double_rows(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h w c']:
-  """Upsamples along the height alone, by products."""
-  matrix = jnp.asarray(_rounded_upsample_matrix(x.shape[1], x.dtype), x.dtype)
-  matrix = jnp.broadcast_to(matrix, (x.shape[0], *matrix.shape))
-  return jnp.einsum('bnh,bhwc->bnwc', matrix, x, precision=layers.precision(x))
-
-
-def _combine_columns(
-  x: Float[Array, 'b h w c'], weights: Float[np.ndarray, 'n w']
-) -> Float[Array, 'b h n c']:
-  """Sums the pixels of each row by some weights, by products."""
-  matrix = jnp.asarray(weights, x.dtype)
-  matrix = jnp.broadcast_to(matrix, (*x.shape[:2], *matrix.shape))
-  return jnp.einsum('bhnw,bhwc->bhnc', matrix, x, precision=layers.precision(x))
+  product = functools.partial(jnp.einsum, precision=layers.precision(x))
+  x = product('bnh,bhwc->bnwc', matrices(height, batch), x)
+  return product('bhnw,bhwc->bhnc', matrices(width, batch, 2 * height), x)
 
 
 def _rounded_upsample_matrix(
@@ -191,16 +175,6 @@ def _rounded_upsample_matrix(
   if jnp.finfo(dtype).bits < 32:
     return np.round(matrix * _PARTS) / _PARTS
   return matrix
-
-
-def upsample_in_pairs(
-  x: Float[Array, 'b h w c'],
-) -> Float[Array, 'b 2*h 2*w c']:
-  """`upsample_by_products` where a TPU takes pixels by twos."""
-  matrix = _rounded_upsample_matrix(x.shape[2], x.dtype)
-  x = _double_rows(x)
-  halves = [_combine_columns(x, matrix[i::2]) for i in range(2)]
-  return pairs.split(jnp.concatenate(halves, axis=-1))
 
 
 @jax.custom_vjp

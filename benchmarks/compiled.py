@@ -345,21 +345,21 @@ def print_table(results: dict[str, Any]) -> None:
   print(
     f'{results["topology"]} ({results["device_kind"]}), {results["dtype"]},'
     f' batch {results["batch"]}, {results["size"]}×{results["size"]}, widths'
-    f' {results["widths"][0]} and {results["widths"][1]}: estimated by the'
-    ' compiler, not measured\n'
+    f' {results["widths"][0]} and {results["widths"][1]}: compiled and'
+    ' estimated by the compiler, not run\n'
   )
-  print('| part | ms | share |\n|---|---:|---:|')
   total = results['total_milliseconds']
-  for name, milliseconds in results['milliseconds'].items():
-    print(f'| {name} | {milliseconds:.2f} | {milliseconds / total:.1%} |')
   if total:
+    print('| part | ms | share |\n|---|---:|---:|')
+    for name, milliseconds in results['milliseconds'].items():
+      print(f'| {name} | {milliseconds:.2f} | {milliseconds / total:.1%} |')
     print(f'| sum | {total:.2f} | {results["share_of_peak"]:.1%} of the peak |')
     print(
       '| collectives, none of it hidden |'
-      f' {results["collective_milliseconds"]:.2f} | |'
+      f' {results["collective_milliseconds"]:.2f} | |\n'
     )
   print(
-    f'\narguments {results["argument_bytes"] / 1e9:.2f} GB, temporaries'
+    f'arguments {results["argument_bytes"] / 1e9:.2f} GB, temporaries'
     f' {results["temporary_bytes"] / 1e9:.2f} GB a chip'
   )
   print(f'in the program: {_listed(results["counts"])}')

@@ -244,8 +244,8 @@ MUTANTS = (
   Mutant(
     'networks: the skip before the upsampled',
     'networks/models.py',
-    'x = jnp.concatenate([x, skips.pop()], axis=-1) if j == 2 else x',
-    'x = jnp.concatenate([skips.pop(), x], axis=-1) if j == 2 else x',
+    'parts = [x, skips.pop()] if j == 2 else [x]',
+    'parts = [skips.pop(), x] if j == 2 else [x]',
     f'{_MODELS} -k evaluation_agrees',
   ),
   Mutant(
@@ -265,20 +265,20 @@ MUTANTS = (
   Mutant(
     'batch norm: the backward pass lacks the mean',
     'networks/layers.py',
-    'gradient - bias_gradient / count - normalized * (scale_gradient / count)',
-    'gradient - normalized * (scale_gradient / count)',
+    '- spread(bias_gradient / count)',
+    '- 0 * spread(bias_gradient / count)',
     'tests/test_layers.py',
   ),
   Mutant(
     'upsampling: the weights of another grid',
-    'networks/layers.py',
+    'networks/scaling.py',
     'weight = target * (size - 1) / (2 * size - 1) - low',
     'weight = target * (size - 1) / (2 * size) - low',
     f'{_MODELS} -k upsampling',
   ),
   Mutant(
     'upsampling: gradient of the other axis',
-    'networks/layers.py',
+    'networks/scaling.py',
     'y = _resample(y, 2, *_upsample_transpose_taps(y.shape[2] // 2))',
     'y = _resample(y, 2, *_upsample_transpose_taps(y.shape[2] // 2)) * 0.99',
     f'{_MODELS} -k upsampling',

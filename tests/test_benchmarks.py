@@ -8,10 +8,12 @@ import shlex
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 import serving
 
 from benchmarks import (
+  compiled,
   contest,
   cost,
   deploy,
@@ -161,7 +163,16 @@ def test_a_wrong_answer_of_the_service_is_a_fault(status, result, words):
 
 @pytest.mark.parametrize(
   'benchmark',
-  [deploy, evaluation, inference, serve, simulator, startup, train_step],
+  [
+    compiled,
+    deploy,
+    evaluation,
+    inference,
+    serve,
+    simulator,
+    startup,
+    train_step,
+  ],
 )
 def test_what_the_docs_tell_to_type_is_understood(benchmark):
   name = benchmark.__name__.rpartition('.')[2]
@@ -178,6 +189,85 @@ def test_what_the_docs_tell_to_type_is_understood(benchmark):
       for word in shlex.split(arguments)
     ]
     benchmark.make_parser().parse_args(words)
+
+
+def instruction(text, name='', cycles=''):
+  """A line as XLA prints it."""
+  name = name and f', metadata={{op_name="jit(step)/{name}"}}'
+  cycles = cycles and f', backend_config={{"estimated_cycles":"{cycles}"}}'
+  return f'  %x = {text}{name}{cycles}'
+
+
+PROGRAM = [
+  '%inside (p: f32[8]) -> f32[8] {',
+  instruction('f32[8]{0} sort(%p), dimensions={0}'),
+  '}',
+  'ENTRY %main (x: f32[8]) -> f32[8] {',
+  instruction('f32[8]{0} parameter(0)'),
+  instruction(
+    '(bf16[2,4]{1,0:T(8,128)(2,1)}, f32[8]{0}) fusion(%x), calls=%inside',
+    'jvp(Draem)/conv_general_dilated',
+    3_000_000,
+  ),
+  instruction('f32[8] copy(%x)', 'transpose(jvp(Draem))/reshape', 1_500_000),
+  instruction('f32[8]{0} copy(%x)', cycles=750_000),
+  instruction('(bf16[1000,2]{1,0}, f32[3]{0}) all-reduce(%a), to_apply=%add'),
+  instruction('f32[8]{0} fusion(%x), calls=%inside', 'vmap()/gather'),
+  instruction('f32[8]{0} fusion(%x)', 'mul', 1_500_000),
+  '}',
+]
+
+
+def test_a_compiled_program_is_told_by_part():
+  found = compiled.analyze('\n'.join(PROGRAM), compiled.CHIPS['v5e'])
+  assert found['milliseconds'] == {
+    'convolutions, forward': 2.0,
+    'networks, backward: copies': 1.0,
+    'optimizer and sampling': 1.0,
+    'copies without a name': 0.5,
+  }
+  assert found['total_milliseconds'] == 4.5
+  assert found['without_an_estimate'] == {'all-reduce': 1, 'fusion': 1}
+  assert found['counts']['sort'] == 1 and found['counts']['while'] == 0
+  assert found['collectives'] == {'all-reduce': {'count': 1, 'bytes': 4012}}
+
+
+def test_the_time_of_collectives():
+  collectives = {'all-reduce': {'count': 10, 'bytes': 200_000_000}}
+  chip = compiled.CHIPS['v5e']
+  arguments = collectives, chip
+  # 3/4 of the bytes go out twice at 100 GB/s, and 10 times 4 hops.
+  expected = 3.0 + 10 * 4e-3
+  assert compiled.collective_milliseconds(*arguments, (2, 2)) == expected
+  assert compiled.collective_milliseconds(*arguments, (1, 1)) == 0
+  assert (
+    compiled.collective_milliseconds({}, compiled.CHIPS['h100'], (1,)) is None
+  )
+
+
+def test_what_xla_prints_is_read():
+  """Of a program with a loop, a branch and a sum over two devices."""
+  auto = (jax.sharding.AxisType.Auto,)
+  mesh = jax.make_mesh((2,), ('data',), axis_types=auto)
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+
+  def step(x):
+    x = jax.lax.fori_loop(0, jnp.int32(x[0, 0]), lambda i, x: jnp.sin(x), x)
+    x = jax.lax.cond(x[0, 0] > 0, jnp.cos, jnp.tan, x)
+    return jnp.sort(x.sum(axis=0))
+
+  x = jax.ShapeDtypeStruct((4, 300), jnp.float32, sharding=split)
+  text = jax.jit(step).lower(x).compile().as_text()
+  found = compiled.analyze(text, compiled.CHIPS['h100'])
+  assert min(found['counts'][name] for name in ('while', 'conditional', 'sort'))
+  assert found['collectives']['all-reduce']['bytes'] >= 1200
+  assert found['total_milliseconds'] is None
+
+
+def test_an_unknown_chip_is_refused(capsys):
+  with pytest.raises(SystemExit):
+    compiled.make_parser().parse_args(['--topology=v1'])
+  assert 'take one of v5e' in capsys.readouterr().err
 
 
 def test_memory_of_a_large_picture(capsys, tmp_path):

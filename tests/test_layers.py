@@ -51,19 +51,3 @@ def test_bfloat16_is_normalized_in_float32():
   assert mean.dtype == jnp.float32
   expected = plainly_normalize(x.astype(jnp.float32), *arguments[:2])
   np.testing.assert_allclose(y.astype(jnp.float32), expected, 1e-2, 1e-2)
-
-
-def test_max_pool_and_its_gradient_agree_with_flax():
-  x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
-  weight = jax.random.normal(jax.random.key(1), (2, 3, 2, 3))
-
-  def flax_max_pool(x):
-    return nn.max_pool(x, (2, 2), strides=(2, 2))
-
-  def gradient(pool):
-    return jax.grad(lambda x: (pool(x) * weight).sum())(x)
-
-  np.testing.assert_array_equal(layers.max_pool(x), flax_max_pool(x))
-  np.testing.assert_array_equal(
-    gradient(layers.max_pool), gradient(flax_max_pool)
-  )

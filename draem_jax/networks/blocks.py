@@ -1,5 +1,6 @@
 """The convolutions with parameters that the networks are built of."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from draem_jax.networks import pairs
 from draem_jax.networks.convolution import conv3x3
 from draem_jax.networks.layers import (
   batch_normalize,
@@ -61,7 +63,27 @@ class _Convolution(nn.Module):
 
 
 class Conv(_Convolution):
-  """3x3 convolution with bias; the result is float32 at least."""
+  """3x3 convolution with bias; the result is float32 at least.
+
+  Attributes:
+    in_pairs: whether a TPU may take pixels by twos (`pairs`).
+  """
+
+  in_pairs: bool = False
+
+  def convolve(
+    self, x: Float[Array, 'b h w c'], kernel: Float[Array, 'k k c d']
+  ) -> Float[Array, 'b h2 w2 d']:
+    """As in the parent."""
+    channels = x.shape[-1], self.features
+    if not self.in_pairs or not pairs.are_worth(channels, x.shape[2]):
+      return super().convolve(x, kernel)
+    return lax.platform_dependent(
+      x,
+      kernel.astype(x.dtype),
+      tpu=lambda x, kernel: pairs.convolve([x], kernel),
+      default=super().convolve,
+    )
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 d']:
@@ -87,14 +109,25 @@ class ConvNormRelu(_Convolution):
   Statistics and normalization are computed in float32 at least, whatever the
   computation's dtype; parameters and running averages have `param_dtype`.
   Under jit a batch sharded over devices is normalized as one batch.
+
+  Attributes:
+    in_pairs: whether a TPU may take pixels by twos in training (`pairs`).
   """
+
+  in_pairs: bool = False
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b h w c'], *, train: bool
+    self, *parts: Float[Array, 'b h w _'], train: bool
   ) -> Float[Array, 'b h2 w2 d']:
-    """Returns the activations, in the dtype of `x`."""
-    kernel, conv_bias = self._declare(x.shape[-1])
+    """Returns the activations, in the dtype of what is given.
+
+    Args:
+      *parts: arrays whose channels, one after the other, are the input.
+      train: whether to normalize by the batch's own statistics.
+    """
+    kernel, conv_bias = self._declare(sum(x.shape[-1] for x in parts))
+    x = _concatenate(parts)
     if not train and self._is_folded():
       y = self._convolve_and_shift(x, kernel, conv_bias)
       return nn.relu(y).astype(x.dtype)
@@ -108,7 +141,6 @@ class ConvNormRelu(_Convolution):
       'batch_stats', 'var', jnp.ones, shape, param_dtype
     )
 
-    x = self.convolve(x, kernel)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     # The convolution's bias would cancel in the normalization. Left out, it has
     # the gradient zero, not rounding noise that Adam blows up to full steps.
@@ -116,13 +148,33 @@ class ConvNormRelu(_Convolution):
     scale, bias = scale.astype(dtype), bias.astype(dtype)
     if not train:
       var = running_var.value.astype(dtype)
-      return normalize(x, guess, var, scale, bias)
-    y, mean, var = batch_normalize(x, scale, bias, guess)
+      return normalize(self.convolve(x, kernel), guess, var, scale, bias)
+    y, mean, var = self._convolve_and_normalize(
+      parts, kernel, scale, bias, guess
+    )
     if not self.is_initializing():
-      n = x.size // self.features
+      n = y.size // self.features
       _keep_average(running_mean, mean + conv_bias)
       _keep_average(running_var, var * (n / (n - 1)))
     return y
+
+  def _convolve_and_normalize(
+    self, parts, kernel, scale, bias, guess
+  ) -> tuple[Float[Array, 'b h2 w2 d'], Float[Array, 'd'], Float[Array, 'd']]:
+    """The activations, and the mean and variance before them."""
+    arguments = parts, kernel.astype(parts[0].dtype), scale, bias, guess
+
+    def by_pixels(parts, kernel, *others):
+      x = self.convolve(_concatenate(parts), kernel)
+      return batch_normalize(x, *others)
+
+    channels = *(x.shape[-1] for x in parts), self.features
+    width = parts[0].shape[2]
+    if not self.in_pairs or not pairs.are_worth(channels, width):
+      return by_pixels(*arguments)
+    return lax.platform_dependent(
+      *arguments, tpu=pairs.convolve_and_normalize, default=by_pixels
+    )
 
   def _is_folded(self) -> bool:
     """Whether the variables are those of `folding.fold`."""
@@ -140,6 +192,12 @@ class HalvingConvNormRelu(ConvNormRelu):
   ) -> Float[Array, 'b h/2 w/2 d']:
     """As in the parent."""
     return halve4x4(x, kernel.astype(x.dtype))
+
+
+def _concatenate(
+  parts: Sequence[Float[Array, 'b h w _']],
+) -> Float[Array, 'b h w c']:
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
 
 
 def computation_dtype(image: Array, module: nn.Module) -> DTypeLike:

@@ -32,7 +32,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from draem_jax.networks.layers import max_pool
+from draem_jax.networks.scaling import max_pool
 
 CELL = 8  # Pixels from one value of the segmentation to the next.
 _RADIUS = 8  # Of the window that a target is the mean of.

@@ -1,10 +1,11 @@
 """The operations that the networks consist of, each with a cheap gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 EPSILON = 1e-5
 _PIXELS = (0, 1, 2)  # The axes that batch norm takes its statistics over.
@@ -25,13 +26,14 @@ def normalize(
   return jax.nn.relu((x - mean) * factor + bias).astype(x.dtype)
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnames=('copies',))
 def batch_normalize(
   x: Float[Array, 'b h w c'],
-  scale: Float[Array, 'c'],
-  bias: Float[Array, 'c'],
-  guess: Float[Array, 'c'],
-) -> tuple[Float[Array, 'b h w c'], Float[Array, 'c'], Float[Array, 'c']]:
+  scale: Float[Array, 'd'],
+  bias: Float[Array, 'd'],
+  guess: Float[Array, 'd'],
+  copies: int = 1,
+) -> tuple[Float[Array, 'b h w c'], Float[Array, 'd'], Float[Array, 'd']]:
   """Normalizes by the batch's own statistics and applies ReLU.
 
   Args:
@@ -40,40 +42,65 @@ def batch_normalize(
     bias: Of each channel.
     guess: About the mean of each channel. Any value gives the same result but
       for rounding; a good one lets both moments be taken in a single pass.
+    copies: how many pixels lie side by side in the channels of `x`.
 
   Returns:
     The activations in the dtype of `x`, the mean and the biased variance. No
     gradient flows through mean and variance, nor into `guess`.
   """
-  return _batch_normalize_forward(x, scale, bias, guess)[0]
+  return _batch_normalize_forward(x, scale, bias, guess, copies)[0]
 
 
-def _batch_normalize_forward(x, scale, bias, guess):
-  centered = x.astype(scale.dtype) - guess
-  offset = centered.mean(_PIXELS)
-  var = jnp.maximum(jnp.square(centered).mean(_PIXELS) - offset**2, 0)
+def _batch_normalize_forward(x, scale, bias, guess, copies):
+  spread = functools.partial(_spread, copies=copies)
+  centered = x.astype(scale.dtype) - spread(guess)
+  offset = _gather(centered.mean(_PIXELS), copies, jnp.mean)
+  square = _gather(jnp.square(centered).mean(_PIXELS), copies, jnp.mean)
+  var = jnp.maximum(square - offset**2, 0)
   mean = guess + offset
-  y = normalize(x, mean, var, scale, bias)
+  y = normalize(x, *map(spread, (mean, var, scale, bias)))
   return (y, mean, var), (x, y, mean, var, scale)
 
 
-def _batch_normalize_backward(residuals, cotangents):
+def _batch_normalize_backward(copies, residuals, cotangents):
   # Derived automatically, this would go over the activations more often.
   x, y, mean, var, scale = residuals
+  spread = functools.partial(_spread, copies=copies)
   gradient = jnp.where(y > 0, cotangents[0], 0).astype(scale.dtype)
   deviation = lax.rsqrt(var + EPSILON)
-  normalized = (x - mean) * deviation
-  bias_gradient = gradient.sum(_PIXELS)
-  scale_gradient = (gradient * normalized).sum(_PIXELS)
-  count = x.size // x.shape[-1]
-  x_gradient = (scale * deviation) * (
-    gradient - bias_gradient / count - normalized * (scale_gradient / count)
+  normalized = (x - spread(mean)) * spread(deviation)
+  bias_gradient = _gather(gradient.sum(_PIXELS), copies)
+  scale_gradient = _gather((gradient * normalized).sum(_PIXELS), copies)
+  count = x.size // mean.size
+  x_gradient = spread(scale * deviation) * (
+    gradient
+    - spread(bias_gradient / count)
+    - normalized * spread(scale_gradient / count)
   )
   zeros = jnp.zeros_like(mean)
   return x_gradient.astype(x.dtype), scale_gradient, bias_gradient, zeros
 
 
 batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)
+
+
+def _spread(
+  values: Float[Array, 'd'], copies: int
+) -> Float[Array, '{copies}*d']:
+  """Values of channels, for each of the pixels that lie side by side."""
+  return values if copies == 1 else jnp.tile(values, copies)
+
+
+def _gather(
+  values: Float[Array, 'n'], copies: int, combine=jnp.sum
+) -> Float[Array, 'n/{copies}']:
+  """What comes of the pixels that lie side by side, for each channel."""
+  return values if copies == 1 else combine(values.reshape(copies, -1), axis=0)
+
+
+def precision(x: Float[Array, '...']) -> lax.Precision | None:
+  """What a product of `x` asks for, which a TPU may else round to bfloat16."""
+  return None if jnp.finfo(x.dtype).bits < 32 else lax.Precision.HIGHEST
 
 
 def halve4x4(
@@ -125,82 +152,3 @@ def _double4x4_transpose(residuals, y):
 double4x4.defvjp(
   lambda x, kernel: (double4x4(x, kernel), (x, kernel)), _double4x4_transpose
 )
-
-
-def max_pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h/2 w/2 c']:
-  """Takes the maximum of each square of 2x2 pixels."""
-  # The gradient of a windowed maximum would take five times as long on a CPU.
-  batch, height, width, channels = x.shape
-  x = x.reshape(batch, height // 2, 2, width, channels)
-  x = jnp.maximum(x[:, :, 0], x[:, :, 1])
-  x = x.reshape(batch, height // 2, width // 2, 2, channels)
-  return jnp.maximum(x[:, :, :, 0], x[:, :, :, 1])
-
-
-@jax.custom_vjp
-def upsample(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h 2*w c']:
-  """Doubles height and width, bilinearly, corner pixels onto corner pixels.
-
-  PyTorch's `Upsample(scale_factor=2, mode='bilinear', align_corners=True)`.
-  """
-  x = _resample(x, 1, *_upsample_taps(x.shape[1]))
-  return _resample(x, 2, *_upsample_taps(x.shape[2]))
-
-
-def _upsample_transpose(_, y):
-  # Derived automatically, this would scatter and be ten times slower.
-  y = _resample(y, 2, *_upsample_transpose_taps(y.shape[2] // 2))
-  return (_resample(y, 1, *_upsample_transpose_taps(y.shape[1] // 2)),)
-
-
-upsample.defvjp(lambda x: (upsample(x), None), _upsample_transpose)
-
-
-def _resample(
-  x: Float[Array, 'b h w c'],
-  axis: int,
-  indices: Int[np.ndarray, 'k n'],
-  weights: Float[np.ndarray, 'k n'],
-) -> Float[Array, 'b h2 w2 c']:
-  """Sums `weights[k] * x[indices[k]]` over k along an axis.
-
-  Gathers with constant indices fuse into one pass over the result.
-  """
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  shape = np.where(np.arange(x.ndim) == axis, -1, 1)
-  total = sum(
-    jnp.asarray(w.reshape(shape), dtype) * jnp.take(x, i, axis).astype(dtype)
-    for i, w in zip(indices, weights, strict=True)
-  )
-  return total.astype(x.dtype)
-
-
-def _upsample_taps(
-  size: int,
-) -> tuple[Int[np.ndarray, '2 2*{size}'], Float[np.ndarray, '2 2*{size}']]:
-  """Returns source pixels and weights of doubling a line."""
-  target = np.arange(2 * size)
-  low = target * (size - 1) // (2 * size - 1)
-  high = np.minimum(low + 1, size - 1)
-  weight = target * (size - 1) / (2 * size - 1) - low
-  return np.stack([low, high]), np.stack([1 - weight, weight])
-
-
-def upsample_matrix(size: int) -> Float[np.ndarray, '2*{size} {size}']:
-  """The matrix that doubles a line as `upsample` does, in float64."""
-  matrix = np.zeros((2 * size, size))
-  for source, weight in zip(*_upsample_taps(size), strict=True):
-    np.add.at(matrix, (np.arange(2 * size), source), weight)
-  return matrix
-
-
-def _upsample_transpose_taps(
-  size: int,
-) -> tuple[Int[np.ndarray, '4 {size}'], Float[np.ndarray, '4 {size}']]:
-  """Returns the same for the transposed map: at most 4 taps."""
-  matrix = upsample_matrix(size)
-  pixel = np.arange(size)
-  target = 2 * pixel + np.array([-1, 0, 1, 2])[:, None]
-  inside = (target >= 0) & (target < 2 * size)
-  target = np.clip(target, 0, 2 * size - 1)
-  return target, np.where(inside, matrix[target, pixel], 0)

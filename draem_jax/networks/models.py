@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from draem_jax.networks import bozic, riad
 from draem_jax.networks.blocks import Conv, ConvNormRelu, computation_dtype
-from draem_jax.networks.layers import max_pool, upsample
+from draem_jax.networks.scaling import max_pool, upsample
 
 _STRIDE = 32  # Five poolings in the discriminative encoder.
 
@@ -59,12 +59,14 @@ class ReconstructiveSubNetwork(nn.Module):
     w = self.width
     x = image.astype(computation_dtype(image, self))
     for i, features in enumerate((w, 2 * w, 4 * w, 8 * w, 8 * w), start=1):
-      x = max_pool(x) if i > 1 else x
+      x = max_pool(x, in_pairs=train and i == 2) if i > 1 else x
+      types['in_pairs'] = train and i == 1
       for j in (1, 2):
         name = f'encoder_block{i}_conv{j}'
         x = ConvNormRelu(features, name=name, **types)(x, train=train)
     stages = (8 * w, 4 * w), (4 * w, 2 * w), (2 * w, w), (w, w)
     for i, (a, b) in enumerate(stages, start=1):
+      types['in_pairs'] = train and i == len(stages)
       x = upsample(x)
       for j, features in enumerate((a, a, b), start=1):
         name = f'decoder_block{i}_conv{j}'
@@ -96,18 +98,20 @@ class DiscriminativeSubNetwork(nn.Module):
     skips = []
     encoder = (w, 2 * w, 4 * w, 8 * w, 8 * w, 8 * w)
     for i, features in enumerate(encoder, start=1):
-      x = max_pool(x) if i > 1 else x
+      x = max_pool(x, in_pairs=train and i == 2) if i > 1 else x
+      types['in_pairs'] = train and i == 1
       for j in (1, 2):
         name = f'encoder_block{i}_conv{j}'
         x = ConvNormRelu(features, name=name, **types)(x, train=train)
       skips.append(x)
     skips.pop()
     for i, features in enumerate((8 * w, 4 * w, 2 * w, w, w), start=1):
+      types['in_pairs'] = train and i == len(encoder) - 1
       x = upsample(x)
       for j in (1, 2, 3):
-        x = jnp.concatenate([x, skips.pop()], axis=-1) if j == 2 else x
+        parts = [x, skips.pop()] if j == 2 else [x]
         name = f'decoder_block{i}_conv{j}'
-        x = ConvNormRelu(features, name=name, **types)(x, train=train)
+        x = ConvNormRelu(features, name=name, **types)(*parts, train=train)
     return Conv(2, name='last_conv', **types)(x)
 
 

@@ -1,5 +1,7 @@
 """The texture operations against the release's libraries."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -243,3 +245,41 @@ def test_solarize_inverts_every_other_time():
   )(numbers)
   share = np.mean(np.asarray(changed)[:, 0, 0, 0] != 200)
   assert abs(share - 0.5) < 5 * 0.5 / np.sqrt(400)
+
+
+def test_counting_and_looking_up_by_products_change_no_bit():
+  levels = _texture((24, 40, 3))
+  levels[:2] = 255
+  image = _as_float(levels)
+  counted = augment.histogram_by_products(image)
+  expected = [
+    np.bincount(levels[..., c].ravel(), minlength=256) for c in range(3)
+  ]
+  np.testing.assert_array_equal(counted, np.transpose(expected))
+
+  table = jnp.asarray(np.random.default_rng(1).integers(0, 256, (256, 3))) / 255
+  np.testing.assert_array_equal(
+    augment.look_up_by_products(image, table), augment.look_up(image, table)
+  )
+
+
+@pytest.mark.parametrize(
+  'operation',
+  [
+    lambda image: augment.look_up(image, jnp.zeros((256, 3))),
+    augment.equalize_table,
+  ],
+)
+def test_a_tpu_neither_gathers_nor_scatters_values(operation):
+  traced = jax.jit(jax.vmap(operation)).trace(
+    jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+  )
+  words = {
+    platform: re.findall(
+      r'stablehlo\.\w+', traced.lower(lowering_platforms=(platform,)).as_text()
+    )
+    for platform in ('tpu', 'cpu')
+  }
+  one_by_one = {'stablehlo.gather', 'stablehlo.scatter'}
+  assert not one_by_one & set(words['tpu'])
+  assert one_by_one & set(words['cpu'])

@@ -21,7 +21,7 @@ from draem_jax.errors import UserError
 from draem_jax.report import drawings, results
 from draem_jax.simulator.textures import TEXTURES
 from draem_jax.training import train, writer
-from draem_jax.workdir import claim, lock, storage
+from draem_jax.workdir import claim, lock, mirror, storage
 from draem_jax.workdir.thresholds import write_thresholds
 
 _log = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ _PUBLISHED = {
 
 
 def train_and_evaluate(
-  config: Mapping[str, Any], workdir: str | pathlib.Path
+  config: Mapping[str, Any], workdir: str | pathlib.PurePath
 ) -> dict[str, Any]:
   """Trains what is not trained yet in `workdir`, then evaluates.
 
   Args:
     config: the run's config as nested plain values.
-    workdir: the folder of the run.
+    workdir: the folder of the run, or the URL of one in a bucket.
 
   Returns:
     The row of the run, as `results` describes it; empty in the processes of a
@@ -55,7 +55,14 @@ def train_and_evaluate(
     interrupt.Interrupted: if a signal stopped the training.
   """
   config_lib.check(config)
-  workdir = pathlib.Path(workdir)
+  with mirror.written(workdir, together=True) as folder:
+    return _train_and_evaluate(config, folder)
+
+
+def _train_and_evaluate(
+  config: Mapping[str, Any], workdir: pathlib.Path
+) -> dict[str, Any]:
+  """Does what `train_and_evaluate` says, in a folder."""
   config = decide(config, workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from draem_jax import (
 )
 from draem_jax.errors import UserError
 from draem_jax.report import results
+from draem_jax.workdir import mirror
 
 
 def define_flags() -> None:
@@ -28,7 +29,9 @@ def define_flags() -> None:
     'config', None, 'What to run: configs/mvtec.py:bottle, say.'
   )
   flags.DEFINE_string(
-    'workdir', None, 'Folder of the run; runs/<category> by default.'
+    'workdir',
+    None,
+    'Folder of the run, or gs://… or s3://…; runs/<category> by default.',
   )
 
 
@@ -44,7 +47,8 @@ def main(argv: list[str]) -> None:
   command.use_compilation_cache()
   config = command.read_config()
   category = config.category
-  workdir = command.expand_workdir(flags.FLAGS.workdir or f'runs/{category}')
+  place = flags.FLAGS.workdir or f'runs/{category}'
+  workdir = command.expand_place(place, '--workdir')
   # The training has a watch of its own: it saves before it stops.
   with interrupt.raised(
     notice='stopping', message='stopped: the same command goes on from there'
@@ -59,8 +63,9 @@ def main(argv: list[str]) -> None:
       ]
   if devices.is_main_process():
     if category == 'all':
-      results.write_table(workdir / 'results.md', rows)
-      report.write_comparison(workdir / 'report.html', rows)
+      with mirror.written(workdir, wanted=_is_report, alone=False) as folder:
+        results.write_table(folder / 'results.md', rows)
+        report.write_comparison(folder / 'report.html', rows)
     terminal.say(*results.format_table(rows).splitlines())
     terminal.say(f'results:  {workdir}')
     folder = '<category>/figures' if category == 'all' else 'figures'
@@ -73,7 +78,12 @@ def main(argv: list[str]) -> None:
     raise command.Stopped('\n'.join(failures), 1)
 
 
-def _run_one(config: Any, category: str, workdir: pathlib.Path) -> Any:
+def _is_report(name: str) -> bool:
+  """Whether the report of all links to an object of this name."""
+  return name.count('/') == 1 and name.endswith('/report.html')
+
+
+def _run_one(config: Any, category: str, workdir: pathlib.PurePath) -> Any:
   config = config.copy_and_resolve_references()
   config.category = category
   return experiment.train_and_evaluate(config.to_dict(), workdir)

@@ -21,17 +21,22 @@ from draem_jax.detection.predictions import (
   leave_out_own,
 )
 from draem_jax.errors import UserError
+from draem_jax.workdir import bucket, mirror
 
 _log = logging.getLogger('draem_jax.predict')  # Run, it is '__main__'.
 
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string('workdir', None, 'Folder of the trained run.')
+  flags.DEFINE_string(
+    'workdir', None, 'Folder of the trained run, or gs://… or s3://….'
+  )
   flags.DEFINE_string(
     'images', None, 'What to score: an image, a folder of any depth, or a glob.'
   )
-  flags.DEFINE_string('output', None, 'Folder to write to.')
+  flags.DEFINE_string(
+    'output', None, 'Folder to write to, or gs://… or s3://….'
+  )
   flags.DEFINE_float(
     'threshold', None, 'An image is anomalous above this score.', 0, 1
   )
@@ -53,9 +58,9 @@ def main(argv: list[str]) -> None:
   )
   command.required('workdir', 'images', 'output')
   given = flags.FLAGS
-  workdir = command.expand_workdir(given.workdir)
-  output = command.expand(given.output)
-  if workdir.is_dir() and output.is_dir() and workdir.samefile(output):
+  workdir = command.expand_place(given.workdir, '--workdir')
+  output = command.expand_place(given.output, '--output')
+  if workdir == output or _are_one_folder(workdir, output):
     raise UserError(
       f'--output={output} is the folder of the run, whose own {TABLE} is'
       ' there: take another'
@@ -67,7 +72,16 @@ def main(argv: list[str]) -> None:
     _predict(workdir, output)
 
 
-def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
+def _are_one_folder(*places: pathlib.PurePath) -> bool:
+  folders = [place for place in places if isinstance(place, pathlib.Path)]
+  return len(folders) == 2 and (
+    folders[0].is_dir()
+    and folders[1].is_dir()
+    and folders[0].samefile(folders[1])
+  )
+
+
+def _predict(workdir: pathlib.PurePath, output: pathlib.PurePath) -> None:
   given = flags.FLAGS
   found = files.find_images(
     given.images, excluded=(output / OVERLAYS, output / MAPS)
@@ -90,7 +104,10 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
   }
   # Room for large pictures.
   detector = detector.for_scoring()
-  with contextlib.closing(Predictions(output, settings)) as predictions:
+  with (
+    mirror.written(output, wanted=_is_no_picture) as folder,
+    contextlib.closing(Predictions(folder, settings)) as predictions,
+  ):
     broken = stream.score_files(
       detector, found, predictions, with_boxes=given.boxes
     )
@@ -103,7 +120,7 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
   terminal.say(
     f'{len(verdicts)} images, {sum(verdicts)} anomalous: {output / TABLE}'
   )
-  own = output.resolve()
+  own = None if bucket.is_url(output) else pathlib.Path(output).resolve()
   line = files.passed_over(
     [
       name
@@ -118,6 +135,11 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
   broken += len(found.unreadable)
   if broken:
     raise command.Stopped(f'passed over as unreadable: {broken}', 1)
+
+
+def _is_no_picture(name: str) -> bool:
+  """Whether going on needs an object of this name."""
+  return name.split('/', 1)[0] not in (OVERLAYS, MAPS)
 
 
 def run() -> None:

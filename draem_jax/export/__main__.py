@@ -6,6 +6,7 @@ python -m draem_jax.export --workdir=runs/bottle --format=onnx --output=out/
 `onnx` are whole detectors: from images of any size to maps and scores.
 """
 
+import pathlib
 from collections.abc import Callable
 
 from absl import flags
@@ -15,7 +16,7 @@ from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import onnx, stablehlo, torch
 from draem_jax.torch_weights import convert
-from draem_jax.workdir import claim, storage
+from draem_jax.workdir import claim, mirror, storage
 
 # A writer and the order of channels that its users expect.
 FORMATS: dict[str, tuple[Callable[..., list[str]], str]] = {
@@ -30,11 +31,25 @@ def main(argv: list[str]) -> None:
   command.refuse_arguments(argv)
   command.required('workdir', 'format', 'output')
   given = flags.FLAGS
-  workdir = command.expand_workdir(given.workdir)
-  output = command.expand(given.output)
+  workdir = command.expand_place(given.workdir, '--workdir')
+  output = command.expand_place(given.output, '--output')
   devices.find()
-  detector = Detector.load(workdir)
-  category = claim.read_config(workdir)['category']
+  with mirror.read(workdir) as folder:
+    detector = Detector.load(folder)
+    category = claim.read_config(folder)['category']
+  with mirror.written(output, wanted=lambda name: False) as folder:
+    _write(detector, folder, category, shown=output)
+
+
+def _write(
+  detector: Detector,
+  output: pathlib.Path,
+  category: str,
+  *,
+  shown: pathlib.PurePath,
+) -> None:
+  """Writes it to a folder, which is that of a place of another name or not."""
+  given = flags.FLAGS
   if output.exists() and not output.is_dir():
     raise UserError(f'--output={output} is a file: name a folder')
   storage.clear_partial(output)
@@ -45,14 +60,18 @@ def main(argv: list[str]) -> None:
     channel_order=given.channel_order or channel_order,
     category=category,
   ):
-    terminal.say(line)
+    terminal.say(line.replace(str(output), str(shown)))
 
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string('workdir', None, 'Folder of the trained run.')
+  flags.DEFINE_string(
+    'workdir', None, 'Folder of the trained run, or gs://… or s3://….'
+  )
   flags.DEFINE_enum('format', None, list(FORMATS), 'What to write.')
-  flags.DEFINE_string('output', None, 'Folder to write to.')
+  flags.DEFINE_string(
+    'output', None, 'Folder to write to, or gs://… or s3://….'
+  )
   flags.DEFINE_enum(
     'channel_order',
     None,

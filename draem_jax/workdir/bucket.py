@@ -1,0 +1,184 @@
+"""Objects of a bucket, `gs://bucket/run` or `s3://bucket/run`: read and write.
+
+By tensorstore, which orbax brings along: there is nothing else to install. It
+finds credentials as Google's and Amazon's own programs do, and repeats what
+fails for a moment. S3 of other makers is named by `AWS_ENDPOINT_URL`.
+"""
+
+import contextlib
+import functools
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from draem_jax import names
+from draem_jax.errors import UserError
+
+_DRIVERS = {'gs': 'gcs', 's3': 's3'}
+_URL = re.compile(r'(gs|s3):/+([^/]*)/*(.*)', re.DOTALL)
+_DOCS = 'docs/workdirs-in-buckets.md'
+# About half a minute, until a store counts as out of reach.
+_RETRIES = {'max_retries': 5, 'initial_delay': '500ms', 'max_delay': '8s'}
+
+# The generation of an object that is not there.
+ABSENT = b'\x02'
+
+# What a store says, and what there is to do. The words are tensorstore's, or
+# the status of HTTP where it has none of its own.
+_REMEDIES = {
+  'NOT_FOUND': ('there is no such bucket', 'create it, or name another'),
+  'PERMISSION_DENIED': ('access is denied', 'see ' + _DOCS),
+  'UNAUTHENTICATED': ('there are no credentials', 'see ' + _DOCS),
+  'INVALID_ARGUMENT': ('the store refuses the request', 'see ' + _DOCS),
+  'Invalid ': ('this can be no name', 'name another'),
+}
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+  """Whether this names objects of a bucket, and no folder."""
+  return bool(_URL.fullmatch(os.fspath(path)))
+
+
+def parse(url: str | os.PathLike[str]) -> epath.Path:
+  """The path of a URL, to which `/` adds a name.
+
+  Raises:
+    UserError: if it names no bucket, or what no object can be called.
+  """
+  scheme, bucket, path = _URL.fullmatch(os.fspath(url)).groups()
+  parts = path.rstrip('/').split('/')
+  try:
+    path.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(
+      f'{names.shown(url)}: its name is no UTF-8, which buckets want'
+    ) from error
+  if not bucket or (path and not {'', '.', '..'}.isdisjoint(parts)):
+    raise UserError(
+      f'{url} names no place in a bucket: take {scheme}://bucket/name'
+    )
+  return epath.Path(f'{scheme}://{bucket}/{path}'.rstrip('/'))
+
+
+class Bucket:
+  """The objects whose names begin with a URL and a slash.
+
+  Attributes:
+    url: where they lie.
+  """
+
+  def __init__(self, url: str | os.PathLike[str]):
+    """Opens them; whether there is a bucket shows when it is asked."""
+    self.url = str(parse(url))
+    scheme, bucket, path = _URL.fullmatch(self.url).groups()
+    spec = {'driver': _DRIVERS[scheme], 'bucket': bucket}
+    spec['path'] = f'{path}/' if path else ''
+    if scheme == 's3':
+      spec |= _s3_settings()
+    self.has_conditions = scheme == 'gs'
+    with self._naming_errors():
+      self._objects = _open(spec)
+
+  def list(self) -> list[str]:
+    """The names of all objects, relative to the URL.
+
+    What no file can be called is left out, as the empty objects are that
+    consoles make for folders.
+    """
+    with self._naming_errors():
+      found = self._objects.list().result()
+    every = (names.from_bytes(name) for name in found)
+    return [
+      name
+      for name in every
+      if '\0' not in name and {'', '.', '..'}.isdisjoint(name.split('/'))
+    ]
+
+  def read(self, name: str) -> tuple[bytes, bytes]:
+    """An object and its generation, which is `ABSENT` if it is not there."""
+    with self._naming_errors():
+      found = self._objects.read(names.to_bytes(name)).result()
+    return found.value, found.stamp.generation
+
+  def write(self, name: str, content: bytes) -> None:
+    """Writes an object, whole or not at all."""
+    with self._naming_errors():
+      self._objects.write(names.to_bytes(name), content).result()
+
+  def delete(self, name: str) -> None:
+    """Deletes an object, if it is there."""
+    with self._naming_errors():
+      self._objects.write(names.to_bytes(name), None).result()
+
+  def exchange(
+    self, name: str, content: bytes | None, generation: bytes
+  ) -> bytes | None:
+    """Writes, or deletes for None, an object unless another process did.
+
+    Args:
+      name: of the object.
+      content: what it shall be.
+      generation: what it is so far, as `read` or this told.
+
+    Returns:
+      Its generation now; None if it was another before, and is left alone.
+      Of S3 that is looked up first (see `has_conditions`): two processes in
+      the same moment may both be told that they were the first.
+    """
+    with self._naming_errors():
+      name = names.to_bytes(name)
+      stamp = self._objects.write(name, content, if_equal=generation).result()
+    return stamp.generation or None
+
+  @contextlib.contextmanager
+  def _naming_errors(self) -> Iterator[None]:
+    """Makes a line of what the store says."""
+    try:
+      yield
+    # Tensorstore raises it for everything.
+    except ValueError as error:
+      words = ' '.join(str(error).split())
+      what, remedy = 'it cannot be reached', 'see to the network'
+      for said, found in _REMEDIES.items():
+        if said in words:
+          what, remedy = found
+      # What follows is the request in full.
+      detail = words.split(' [', 1)[0]
+      raise UserError(
+        f'{self.url}: {what} ({detail:.200}): {remedy}'
+      ) from error
+
+
+@functools.cache
+def _context() -> Any:
+  # It takes a moment to import, and only buckets need it.
+  import tensorstore as ts
+
+  return ts.Context(
+    {'gcs_request_retries': _RETRIES, 's3_request_retries': _RETRIES}
+  )
+
+
+def _open(spec: dict[str, Any]) -> Any:
+  import tensorstore as ts
+
+  return ts.KvStore.open(spec, context=_context()).result()
+
+
+def _s3_settings() -> dict[str, Any]:
+  """What Amazon's programs read of the environment, unlike tensorstore."""
+  settings, given = {}, os.environ
+  region = given.get('AWS_REGION') or given.get('AWS_DEFAULT_REGION')
+  endpoint = given.get('AWS_ENDPOINT_URL_S3') or given.get('AWS_ENDPOINT_URL')
+  if endpoint:
+    settings['endpoint'] = endpoint
+    region = region or 'us-east-1'
+  if region:
+    settings['aws_region'] = region
+  if given.get('AWS_ACCESS_KEY_ID') and given.get('AWS_SECRET_ACCESS_KEY'):
+    # Or it would complain of files that need not be there.
+    settings['aws_credentials'] = {'type': 'environment'}
+  return settings

@@ -21,8 +21,9 @@ class Google(http.server.ThreadingHTTPServer):
 
   Attributes:
     objects: generation and content by name.
-    refuses: the method and the end of the name of what is answered 403.
-    delay: called with method and name before each answer.
+    refuses: the method and the end of the name of what is answered 403; None
+      for the name is the list.
+    before: called with method and name before each answer.
   """
 
   daemon_threads = True
@@ -64,10 +65,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     name = urllib.parse.unquote(parts[2]) if len(parts) == 3 else None
     name = name or query.get('name')
     self.server.before(method, name)
-    refuses = self.server.refuses
+    refuses, end = self.server.refuses or ('', '')
+    is_refused = method == refuses and (
+      name is None if end is None else (name or '').endswith(end)
+    )
     if parts[0] != BUCKET:
       self._send(404, b'{"error": {"message": "no such bucket"}}')
-    elif refuses and method == refuses[0] and (name or '').endswith(refuses[1]):
+    elif is_refused:
       self._send(403, b'{"error": {"message": "may not"}}')
     elif name is None:
       self._list(query)

@@ -182,15 +182,39 @@ def test_a_url_takes_names_behind_it():
   ],
 )
 def test_a_bucket_that_is_not_there_is_one_line(google, amazon, url, words):
-  with pytest.raises(UserError, match=f'^{url}: {words}') as caught:
-    Bucket(url).list()
+  with (
+    pytest.raises(UserError, match=f'^{url}: {words}') as caught,
+    mirror.written(url),
+  ):
+    pass
   assert '\n' not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_a_refusal_is_one_line(google, gs):
-  google.refuses = 'POST', 'x'
-  with pytest.raises(UserError, match='access is denied .*docs/workdirs'):
-    Bucket(gs).write('x', b'')
+  there = Bucket(gs)
+  there.write('x', b'')
+  for method, do in (
+    ('POST', lambda: there.write('x', b'')),
+    ('GET', lambda: there.read('x')),
+    ('DELETE', lambda: there.delete('x')),
+  ):
+    google.refuses = method, 'x'
+    with pytest.raises(UserError, match='access is denied .*docs/workdirs'):
+      do()
+
+
+def test_a_list_that_is_refused_is_not_an_empty_one(google, gs, run):
+  upload(run, gs)
+  google.refuses = 'GET', None
+  with pytest.raises(UserError, match='access is denied .*listed'):
+    Bucket(gs).list()
+  with (
+    pytest.raises(UserError, match='access is denied .*listed'),
+    mirror.written(gs),
+  ):
+    pass
+  with pytest.raises(UserError, match='access is denied .*listed'):
+    Detector.load(gs)
 
 
 def test_a_store_out_of_reach_is_one_line(amazon, monkeypatch):

@@ -18,10 +18,22 @@ from draem_jax import names
 from draem_jax.errors import UserError
 
 _DRIVERS = {'gs': 'gcs', 's3': 's3'}
-_URL = re.compile(r'(gs|s3):/+([^/]*)/*(.*)', re.DOTALL)
+# With one slash where pathlib has had it.
+_URL = re.compile(r'(gs|s3):/{1,2}([^/]*)(?:/(.*))?', re.DOTALL)
 _DOCS = 'docs/workdirs-in-buckets.md'
 # About half a minute, until a store counts as out of reach.
 _RETRIES = {'max_retries': 5, 'initial_delay': '500ms', 'max_delay': '8s'}
+
+# Of what a list must have if it can be read: tensorstore takes a refusal by
+# Google for the end of the list, and a run would begin anew over an old one.
+_LANDMARKS = (
+  '.lock',
+  'config.json',
+  'metrics.jsonl',
+  'predictions.csv',
+  'regions.jsonl',
+  'results.json',
+)
 
 # The generation of an object that is not there.
 ABSENT = b'\x02'
@@ -48,7 +60,7 @@ def parse(url: str | os.PathLike[str]) -> epath.Path:
   Raises:
     UserError: if it names no bucket, or what no object can be called.
   """
-  scheme, bucket, path = _URL.fullmatch(os.fspath(url)).groups()
+  scheme, bucket, path = _URL.fullmatch(os.fspath(url)).groups(default='')
   parts = path.rstrip('/').split('/')
   try:
     path.encode()
@@ -73,7 +85,7 @@ class Bucket:
   def __init__(self, url: str | os.PathLike[str]):
     """Opens them; whether there is a bucket shows when it is asked."""
     self.url = str(parse(url))
-    scheme, bucket, path = _URL.fullmatch(self.url).groups()
+    scheme, bucket, path = _URL.fullmatch(self.url).groups(default='')
     spec = {'driver': _DRIVERS[scheme], 'bucket': bucket}
     spec['path'] = f'{path}/' if path else ''
     if scheme == 's3':
@@ -87,10 +99,19 @@ class Bucket:
 
     What no file can be called is left out, as the empty objects are that
     consoles make for folders.
+
+    Raises:
+      UserError: if they cannot be listed, or not all of them.
     """
     with self._naming_errors():
       found = self._objects.list().result()
-    every = (names.from_bytes(name) for name in found)
+    every = {names.from_bytes(name) for name in found}
+    for name in _LANDMARKS:
+      if name not in every and self.read(name)[1] != ABSENT:
+        raise UserError(
+          f'{self.url}: access is denied (objects can be read, but not all of'
+          f' them listed): see {_DOCS}'
+        )
     return [
       name
       for name in every

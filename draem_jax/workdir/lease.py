@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 # Seconds from one renewal to the next; without one for so long whoever held
 # the lease is dead, and for so long no more is written by who cannot renew.
 _RENEW, _DEAD, _STALE = 10.0, 45.0, 30.0
+_PROBE = lock.FILE + '.probe'
 # How long two who came in the same moment may not know of each other.
 _SETTLE = 1.0
 
@@ -100,7 +101,11 @@ class Lease:
       if mine and self._is_settled(mine):
         self._generation = mine
         return
-      # Somebody else was quicker, and is alive as a rule.
+      # Somebody else was quicker, and is alive as a rule; or there is no such
+      # bucket, which a condition hides.
+      if found == ABSENT:
+        self._bucket.write(_PROBE, b'')
+        self._bucket.delete(_PROBE)
       since, before = time.monotonic(), before or found
 
   def _is_settled(self, mine: bytes) -> bool:

@@ -56,11 +56,12 @@ def train_and_evaluate(
   """
   config_lib.check(config)
   with mirror.written(workdir, together=True) as folder:
-    return _train_and_evaluate(config, folder)
+    is_shared = folder == pathlib.Path(workdir)
+    return _train_and_evaluate(config, folder, is_shared=is_shared)
 
 
 def _train_and_evaluate(
-  config: Mapping[str, Any], workdir: pathlib.Path
+  config: Mapping[str, Any], workdir: pathlib.Path, *, is_shared: bool
 ) -> dict[str, Any]:
   """Does what `train_and_evaluate` says, in a folder."""
   config = decide(config, workdir)
@@ -76,10 +77,12 @@ def _train_and_evaluate(
   with alone:
     if devices.is_main_process():
       storage.clear_partial(workdir, deep=True)
-    return _run(config, workdir)
+    return _run(config, workdir, is_shared=is_shared)
 
 
-def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+def _run(
+  config: Mapping[str, Any], workdir: pathlib.Path, *, is_shared: bool
+) -> dict[str, Any]:
   """Does what `train_and_evaluate` says, alone in `workdir`."""
   mesh = devices.make_mesh(config['batch_size'])
   memory = resident.device_memory(devices.replicated(mesh))
@@ -107,7 +110,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     eval_images=good['good_images'],
   )
   _tell_of_evaluations(config, good['source'])
-  state, lines = train.train(trainer, workdir)
+  state, lines = train.train(trainer, workdir, is_shared=is_shared)
   row = {}
   if devices.is_main_process():
     row = _evaluate(

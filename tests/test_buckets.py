@@ -5,12 +5,14 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 
 import buckets
+import numpy as np
 import pytest
 from PIL import Image
 from small import random_images
@@ -576,8 +578,8 @@ def start(tmp_path_factory, environment):
   """Starts a command, with programs and data sets of all in one place."""
   folder = tmp_path_factory.mktemp('shared')
 
-  def started(module, *flags):
-    settings = {
+  def started(module, *flags, **more):
+    settings = more | {
       'XLA_FLAGS': '',
       'JAX_PLATFORMS': 'cpu',
       'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache'),
@@ -691,3 +693,39 @@ def test_predictions_and_exports_are_those_of_a_folder(
     )
     assert status == 0 and f'{output}/DRAEM_pens_.pckl' in out, err
   assert objects(f'{root}/ex') == contents(tmp_path / 'ex')
+
+
+def test_two_processes_of_a_run_share_a_bucket(gs, start, whole):
+  def finish_both():
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      address = f'localhost:{free.getsockname()[1]}'
+    both = [
+      start(
+        *(*TRAIN, f'--workdir={gs}'),
+        JAX_COORDINATOR_ADDRESS=address,
+        JAX_NUM_PROCESSES='2',
+        JAX_PROCESS_ID=str(index),
+      )
+      for index in range(2)
+    ]
+    return list(map(finish, both))
+
+  ended = finish_both()
+  assert [status for status, _, _ in ended] == [0, 0], ended
+  first = objects(gs)
+  for name in first:
+    if name.startswith(('checkpoints/6/', 'checkpoints/8/')):
+      Bucket(gs).delete(name)
+  ended = finish_both()
+  assert [status for status, _, _ in ended] == [0, 0], ended
+  assert f'going on from {gs}/checkpoints/3' in ended[0][2]
+  assert objects(gs)['results.json'] == first['results.json']
+  losses = [
+    [json.loads(line)['loss'] for line in text.splitlines()]
+    for text in (
+      objects(gs)['metrics.jsonl'].decode(),
+      (whole / 'metrics.jsonl').read_text(),
+    )
+  ]
+  np.testing.assert_allclose(*losses, rtol=1e-3)

@@ -8,11 +8,10 @@ fails for a moment. S3 of other makers is named by `AWS_ENDPOINT_URL`.
 import contextlib
 import functools
 import os
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
-
-from etils import epath
 
 from draem_jax import names
 from draem_jax.errors import UserError
@@ -54,7 +53,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
   return bool(_URL.fullmatch(os.fspath(path)))
 
 
-def parse(url: str | os.PathLike[str]) -> epath.Path:
+def parse(url: str | os.PathLike[str]) -> pathlib.PurePath:
   """The path of a URL, to which `/` adds a name.
 
   Raises:
@@ -72,6 +71,9 @@ def parse(url: str | os.PathLike[str]) -> epath.Path:
     raise UserError(
       f'{url} names no place in a bucket: take {scheme}://bucket/name'
     )
+  # Only what is a URL needs it.
+  from etils import epath
+
   return epath.Path(f'{scheme}://{bucket}/{path}'.rstrip('/'))
 
 

@@ -66,25 +66,42 @@ _REFUSALS = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED')
 class Checkpointer:
   """The numbered checkpoints of one folder, of a run that trains there."""
 
-  def __init__(self, folder: str | pathlib.Path, *, keep: int):
+  def __init__(
+    self, folder: str | pathlib.Path, *, keep: int, is_shared: bool = True
+  ):
     """Opens `folder`, which is made if it is not there.
 
     Args:
       folder: where the checkpoints lie, one folder a step.
       keep: how many of the newest stay.
+      is_shared: whether it is one folder for all processes of a cluster, which
+        write its arrays together. Else the main one writes all of them, in its
+        own.
     """
     self.folder = pathlib.Path(folder).absolute()
     self._keep = keep
+    self._saves_alone = not is_shared and jax.process_count() > 1
+    self._manager = None
+    if self._saves_alone:
+      self.folder.mkdir(parents=True, exist_ok=True)
     # The same filter is there but once.
     absl.logging.get_absl_logger().addFilter(_is_not_of_orbax)
     if devices.is_main_process():
       # Of a save that was killed; whoever has the lock is alone here.
       for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(path, ignore_errors=True)
+    options = {}
+    if self._saves_alone:
+      if not devices.is_main_process():
+        return
+      options['create'] = False
+      options['multiprocessing_options'] = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}
+      )
     self._manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True
+        max_to_keep=keep, enable_async_checkpointing=True, **options
       ),
     )
 
@@ -125,7 +142,12 @@ class Checkpointer:
     """
     with self._naming_a_full_disk():
       self.check_room(state, variables)
+      if self._manager is None:
+        return
       items = _items(state, variables)
+      if self._saves_alone:
+        # Orbax would leave a part of each array to the other processes.
+        items = jax.tree.map(_own_copy, items)
       saved = self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -139,7 +161,8 @@ class Checkpointer:
   def wait(self) -> None:
     """Returns when every save that was started is on disk."""
     with self._naming_a_full_disk():
-      self._manager.wait_until_finished()
+      if self._manager is not None:
+        self._manager.wait_until_finished()
 
   def steps(self) -> list[int]:
     """The steps that have a complete checkpoint, oldest first."""
@@ -179,7 +202,8 @@ class Checkpointer:
   def close(self) -> None:
     """Waits for saves under way and releases the manager's threads."""
     with self._naming_a_full_disk():
-      self._manager.close()
+      if self._manager is not None:
+        self._manager.close()
 
   def _set_aside(self, steps: list[int]) -> None:
     """Renames checkpoints, so that orbax neither counts nor deletes them."""
@@ -194,7 +218,8 @@ class Checkpointer:
         path.rename(aside)
         _log.warning('checkpoint %s is kept as %s', path, aside)
     devices.wait_for_processes('checkpoints are set aside')
-    self._manager.reload()
+    if self._manager is not None:
+      self._manager.reload()
 
   @contextlib.contextmanager
   def _naming_a_full_disk(self) -> Iterator[None]:
@@ -281,6 +306,11 @@ def _items(state: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     if part is not variables and part is not variables.get(name)
   }
   return {_STATE: rest, _VARIABLES: dict(variables)}
+
+
+def _own_copy(array: jax.Array) -> np.ndarray:
+  """A replicated array as this process has it, which no step writes over."""
+  return np.array(array.addressable_data(0))
 
 
 def _parts(state: Any) -> dict[str, Any]:

@@ -600,7 +600,7 @@ def start(tmp_path_factory, environment):
 
 
 def finish(process):
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=600)
   return process.returncode, out, err
 
 

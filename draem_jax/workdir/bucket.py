@@ -105,15 +105,21 @@ class Bucket:
     Raises:
       UserError: if they cannot be listed, or not all of them.
     """
-    with self._naming_errors():
-      found = self._objects.list().result()
-    every = {names.from_bytes(name) for name in found}
-    for name in _LANDMARKS:
-      if name not in every and self.read(name)[1] != ABSENT:
-        raise UserError(
-          f'{self.url}: access is denied (objects can be read, but not all of'
-          f' them listed): see {_DOCS}'
-        )
+    # More than once, for another process may have written one meanwhile.
+    for _ in range(3):
+      with self._naming_errors():
+        found = self._objects.list().result()
+      every = {names.from_bytes(name) for name in found}
+      if not any(
+        name not in every and self.read(name)[1] != ABSENT
+        for name in _LANDMARKS
+      ):
+        break
+    else:
+      raise UserError(
+        f'{self.url}: access is denied (objects can be read, but not all of'
+        f' them listed): see {_DOCS}'
+      )
     return [
       name
       for name in every

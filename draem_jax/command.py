@@ -19,7 +19,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_dict, config_flags
 
-from draem_jax import interrupt, names, sizes, terminal
+from draem_jax import cluster, interrupt, names, sizes, terminal
 from draem_jax.errors import UserError
 from draem_jax.workdir import bucket
 
@@ -49,12 +49,13 @@ _REMEDIES = {
 _LONGEST_CONFIG = 2**20  # Bytes.
 _LONGEST_LINE = 1000  # Characters of what is said of a flag.
 # Fields of a config that are paths.
-_PATHS = ('dir', 'tfds_dir', 'textures')
+_PATHS = ('dir', 'roi', 'tfds_dir', 'textures')
 # Height and width for fields that a flag of one type knows as one number or
 # as text.
 _HEIGHT_AND_WIDTH = re.compile(
   r'--config\.(image_size|data\.resolution)='
-  r'[(\[]?\s*(\d+)(?:\s*[,x×]\s*(\d+)\s*,?)?\s*[)\]]?'
+  r'[(\[]?\s*(\d+)\s*[,x×]\s*(\d+)\s*,?\s*[)\]]?'
+  r'|--config\.(data\.resolution)=(\d+)'
 )
 
 
@@ -183,8 +184,11 @@ def _take_sizes(
   found, rest = {}, []
   for argument in argv:
     if match := _HEIGHT_AND_WIDTH.fullmatch(argument):
-      name, height, width = match.groups()
-      found[name] = sizes.short((int(height), int(width or height)))
+      name, height, width, *alone = match.groups()
+      if name:
+        found[name] = sizes.short((int(height), int(width)))
+      else:
+        found[alone[0]] = int(alone[1])
     else:
       rest.append(argument)
   return rest, found
@@ -219,10 +223,14 @@ def wrap(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
       terminal.complain('stopped')
       sys.exit(128 + signal.SIGINT)
     except OSError as error:
+      cluster.end_if_gone(error)
       if error.errno not in _REMEDIES:
         raise
       where = error.filename or _folder()
       _fail(f'{where}: {error.strerror}: {_REMEDIES[error.errno]}')
+    except Exception as error:
+      cluster.end_if_gone(error)
+      raise
 
   return wrapped
 

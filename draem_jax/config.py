@@ -223,6 +223,14 @@ FIELDS = {
     ),
     "take '' for config.image_size, 0 for the images' own, or height and width",
   ),
+  # Where the object is: an image that is white there, a folder with one per
+  # picture, by name, or 'auto'; '': everywhere.
+  'data.roi': Field(
+    '',
+    _folder('', may_be_empty=True).holds,
+    "take '' for whole pictures, the name of an image or of a folder of images,"
+    ' or auto',
+  ),
   # Where data sets are prepared, once; '': in the workdir.
   'data.tfds_dir': _folder(
     'data/tfds', may_be_empty=True, shapes_weights=False
@@ -233,7 +241,8 @@ FIELDS = {
   'data.num_textures': _whole(0, 0),
   # Of a device's memory; what takes more is fed from the host.
   'data.max_device_share': _share(0.5, shapes_weights=False),
-  # Of the host's memory; textures that take more are decoded when drawn.
+  # Of the host's memory; textures and pictures that take more are decoded when
+  # drawn.
   'data.max_host_share': _share(0.5, shapes_weights=False),
   'model.name': _one_of('draem', *models.MODELS),
   'model.reconstructive_width': _whole(128, 1, _WIDEST),
@@ -245,6 +254,8 @@ FIELDS = {
   'loss.weights.focal': _not_negative(1.0),
   'loss.weights.segmentation': _not_negative(0.0),
   'loss.weights.decision': _not_negative(0.0),
+  # Of the focal loss.
+  'loss.gamma': _not_negative(2.0),
   # Of the weights; 'segmentation_first' shifts them to the decision.
   'loss.schedule': _one_of('constant', *losses.SCHEDULES),
   # L of SSIM; 'from_batch' is the release's guess.
@@ -254,8 +265,10 @@ FIELDS = {
   # Not 0: decides instead of the epochs. Both 0: only evaluates.
   'num_steps': _whole(0, 0),
   'sampling': _one_of('epochs', 'epochs', 'with_replacement'),
-  'optimizer': _one_of('adam', 'adam', 'sgd'),
+  'optimizer': _one_of('adam', 'adam', 'muon', 'sgd'),
   'learning_rate': _positive(1e-4),
+  # Share of the steps over which it rises to that in a straight line.
+  'learning_rate_warmup': _below_one(0.0),
   'learning_rate_factor': _positive(0.1),
   # Shares of the steps.
   'learning_rate_milestones': Field(
@@ -273,6 +286,11 @@ FIELDS = {
   'simulator.texture': _one_of('images', *TEXTURES),
   'simulator.rotation_probability': _share(1.0),
   'simulator.rotation_degrees': _interval((-45.0, 45.0), -360, 360),
+  # Of the lattice of Perlin noise along a side, powers of two.
+  'simulator.cells': _interval((1, 32), 1, 32, whole=True),
+  # Shares of the masks of noise that are unions and intersections of two.
+  'simulator.unions': _share(0.0),
+  'simulator.intersections': _share(0.0),
   # "Sampled uniformly at random", says section 3.3, and not from where.
   'simulator.threshold': _interval((0.3, 0.7), -10, 10),
   # Of 'rectangles', whose number and sides the paper does not tell: together
@@ -295,8 +313,15 @@ FIELDS = {
     'take names of operations',
   ),
   'simulator.num_augmentations': _whole(3, 0),
+  # Share of the textures that are augmented at all.
+  'simulator.augmentation_probability': _share(1.0),
+  # Share of the textures that are another good image of the batch instead,
+  # shifted and mirrored, and not augmented.
+  'simulator.good_textures': _share(0.0),
   'simulator.opacity': _interval((0.1, 1.0), 0, 1),
   'simulator.anomaly_probability': _share(0.5),
+  # Standard deviation of noise on what the networks see, in [0, 1].
+  'simulator.noise': _share(0.0),
   'score.map': _one_of('softmax', *score.MAPS, shapes_weights=False),
   # 'window' is equation 5.
   'score.image': _one_of('window', *score.IMAGE_SCORES, shapes_weights=False),
@@ -410,6 +435,8 @@ def check(config: Mapping[str, Any]) -> None:
       'config.batch_size=1 with config.image_size=32 leaves batch norm no'
       ' variance: take 2 or more, or larger images'
     )
+  _check_resolution(config)
+  _check_roi(config)
   Options(**config['simulator'])
   if config['stop_when_flat'] and not config['eval']['every']:
     raise UserError(
@@ -417,6 +444,40 @@ def check(config: Mapping[str, Any]) -> None:
       ' while it trains, and there are none: set config.eval.every'
     )
   _check_outputs(config)
+
+
+def _check_resolution(config: Mapping[str, Any]) -> None:
+  """Checks that images are loaded no smaller than the crops of them."""
+  resolution = config['data']['resolution']
+  if resolution in ('', 0):
+    return
+  loaded, crop = sizes.pair(resolution), sizes.pair(config['image_size'])
+  if any(side < least for side, least in zip(loaded, crop, strict=True)):
+    raise UserError(
+      f'config.data.resolution={sizes.shown(loaded)} is less than'
+      f' config.image_size={sizes.shown(crop)}, which is cut out of it: take'
+      " that or more, 0 for the images' own size, or '' to resize them to"
+      ' config.image_size'
+    )
+
+
+def _check_roi(config: Mapping[str, Any]) -> None:
+  """Checks that a region of interest goes with the rest."""
+  data, way = config['data'], config['score']['image']
+  if not data['roi']:
+    return
+  if data['resolution'] != '':
+    raise UserError(
+      f'config.data.roi={_shown(data["roi"])} with config.data.resolution='
+      f'{_shown(data["resolution"])}: crops and tiles know no region: leave one'
+      ' of them out'
+    )
+  if score.IMAGE_SCORES[way].reads:
+    raise UserError(
+      f'config.data.roi={_shown(data["roi"])} with config.score.image={way!r},'
+      ' by which networks decide about whole pictures: take window, or leave'
+      ' config.data.roi out'
+    )
 
 
 def _check_outputs(config: Mapping[str, Any]) -> None:

@@ -265,15 +265,25 @@ def region_weights(masks: Bool[np.ndarray, 'n h w']) -> Float[np.ndarray, 'p']:
   """
   if masks.ndim != 3:
     raise ValueError(f'Masks must be [n, h, w], not of shape {masks.shape}.')
-  weights, num_regions = [], 0
-  for mask in masks[np.any(masks, axis=(1, 2))]:
-    regions, count = measure.label(mask, return_num=True, connectivity=2)
-    sizes = np.bincount(regions.reshape(-1))
-    weights.append(1 / sizes[regions[mask]])
-    num_regions += count
-  if not weights:
-    return np.zeros(0)
-  return np.concatenate(weights) / num_regions
+  found = [mask_weights(mask) for mask in masks]
+  return _joined(found, int(np.count_nonzero(masks)))
+
+
+def mask_weights(
+  mask: Bool[np.ndarray, 'h w'],
+) -> tuple[Float[np.ndarray, 'p'], int]:
+  """Weight of each anomalous pixel of a mask, and the number of its regions.
+
+  The weights of a region add up to 1.
+  """
+  if not mask.any():
+    return np.zeros(0), 0
+  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  # Of a large picture little is looked at.
+  part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+  regions, count = measure.label(part, return_num=True, connectivity=2)
+  sizes = np.bincount(regions.reshape(-1))
+  return 1 / sizes[regions[part]], count
 
 
 def saturated_weights(
@@ -287,24 +297,40 @@ def saturated_weights(
   the last of them in part. Then what is found of it, of what is enough, is a
   sum over pixels again.
   """
-  weights, num_regions = [], 0
-  for anomaly_map, mask, own in zip(maps, masks, regions, strict=True):
-    if not mask.any():
+  found = [
+    saturated_mask_weights(*each)
+    for each in zip(maps, masks, regions, strict=True)
+  ]
+  return _joined(found, int(np.count_nonzero(masks)))
+
+
+def saturated_mask_weights(
+  anomaly_map: Float[np.ndarray, 'h w'],
+  mask: Bool[np.ndarray, 'h w'],
+  regions: Sequence[Region],
+) -> tuple[Float[np.ndarray, 'p'], int]:
+  """As `mask_weights`, for regions that saturate."""
+  count, of_image = 0, np.zeros(mask.size)
+  for pixels, saturation in regions:
+    pixels = pixels[mask.reshape(-1)[pixels]]
+    if not pixels.size:
       continue
-    of_image = np.zeros(mask.size)
-    for pixels, saturation in own:
-      pixels = pixels[mask.reshape(-1)[pixels]]
-      if not pixels.size:
-        continue
-      num_regions += 1
-      enough = saturation * pixels.size
-      order = np.argsort(-anomaly_map.reshape(-1)[pixels], kind='stable')
-      counted = np.clip(enough - np.arange(pixels.size), 0, 1) / enough
-      of_image[pixels[order]] += counted
-    weights.append(of_image[mask.reshape(-1)])
+    count += 1
+    enough = saturation * pixels.size
+    order = np.argsort(-anomaly_map.reshape(-1)[pixels], kind='stable')
+    counted = np.clip(enough - np.arange(pixels.size), 0, 1) / enough
+    of_image[pixels[order]] += counted
+  return of_image[mask.reshape(-1)], count
+
+
+def _joined(
+  found: Sequence[tuple[Float[np.ndarray, '_'], int]], size: int
+) -> Float[np.ndarray, 'p']:
+  """The weights of all images, which add up to 1; zeros without a region."""
+  num_regions = sum(count for _, count in found)
   if not num_regions:
-    return np.zeros(int(np.count_nonzero(masks)))
-  return np.concatenate(weights) / num_regions
+    return np.zeros(size)
+  return np.concatenate([weights for weights, _ in found]) / num_regions
 
 
 def _thin(

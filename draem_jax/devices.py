@@ -1,4 +1,4 @@
-"""The mesh, its two shardings, and the start of the distributed runtime.
+"""The devices: the mesh, its two shardings, and what processes tell each other.
 
 Everything that is the same everywhere (the train state, the images of a
 category, the textures) is replicated; everything that has a batch axis is split
@@ -24,35 +24,6 @@ from draem_jax.errors import UserError
 _log = logging.getLogger(__name__)
 
 _Number = TypeVar('_Number', int, float)
-
-
-def start_distributed() -> None:
-  """Joins the processes of a cluster run; does nothing on a single machine.
-
-  Must run before anything else touches JAX. JAX itself reads what Slurm's
-  `srun` and a TPU pod say of the run; elsewhere set `JAX_COORDINATOR_ADDRESS`,
-  `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`.
-
-  Raises:
-    UserError: if one of these three is missing or no number.
-  """
-  environment = os.environ
-  if 'JAX_NUM_PROCESSES' in environment:
-    try:
-      jax.distributed.initialize(
-        coordinator_address=environment['JAX_COORDINATOR_ADDRESS'],
-        num_processes=int(environment['JAX_NUM_PROCESSES']),
-        process_id=int(environment['JAX_PROCESS_ID']),
-      )
-    except (KeyError, ValueError) as error:
-      raise UserError(
-        f'{error}: set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES'
-        ' and JAX_PROCESS_ID together, or none of them'
-      ) from error
-  elif int(
-    environment.get('SLURM_STEP_NUM_TASKS', '1')
-  ) > 1 or ',' in environment.get('TPU_WORKER_HOSTNAMES', ''):
-    jax.distributed.initialize()
 
 
 def find() -> None:
@@ -178,8 +149,8 @@ def local_rows(count: int, mesh: Mesh) -> Int[np.ndarray, 'n']:
 
 
 def put_batch(
-  batch: UInt8[np.ndarray, 'b h w 3'], mesh: Mesh
-) -> UInt8[Array, 'b h w 3']:
+  batch: UInt8[np.ndarray, 'b h w c'], mesh: Mesh
+) -> UInt8[Array, 'b h w c']:
   """Puts one global host batch on the devices, split over `'data'`.
 
   Args:

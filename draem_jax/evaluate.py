@@ -2,22 +2,44 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float, UInt8
 
-from draem_jax import metrics
+from draem_jax import counted, metrics
 from draem_jax.curves import Curves, Region
+from draem_jax.data import roi
 from draem_jax.data.category import Category
-from draem_jax.detection.detector import Detector, Scored
+from draem_jax.detection.detector import Detector, Scored, Whole
+from draem_jax.pictures import shrink
 from draem_jax.workdir.thresholds import Thresholds
 
 _log = logging.getLogger(__name__)
 
 # After these, networks that see no difference will not learn to.
 _ENOUGH_STEPS = 1000
+# Pixels of the longer side of what is kept of a picture that was scored by
+# tiles: no panel shows more.
+_DRAWN_SIDE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+  """What there is to see of a test image, all of one size.
+
+  Attributes:
+    image: as the networks saw it.
+    anomaly_map: its map.
+    mask: True for anomalous pixels; None when there is no ground truth.
+    reconstruction: None where the networks have none.
+  """
+
+  image: UInt8[np.ndarray, 'h w 3']
+  anomaly_map: Float[np.ndarray, 'h w']
+  mask: Bool[np.ndarray, 'h w'] | None
+  reconstruction: Float[np.ndarray, 'h w 3'] | UInt8[np.ndarray, 'h w 3'] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +47,15 @@ class Evaluation:
   """All there is to say of a test split; files are made of it elsewhere.
 
   Attributes:
-    category: with the test images at the size of the networks.
+    category: with the test images as they are looked at.
     labels: True for anomalous images.
-    masks: True for anomalous pixels; None when there is no ground truth.
+    masks: True for anomalous pixels; None when there is no ground truth. Of
+      images that were scored by tiles those of `drawn`.
     thresholds: of the detector.
     scored: what the networks say of the images; None when there are none.
+    drawn: what there is to see of each image. By tiles it is scored at its
+      size, and this is small: a pixel of an image is the mean, and one of a map
+      or a mask the highest, of those that it stands for.
     image: the curves of the images, with every corner; None where the split
       does not define them.
     pixel: the same of all pixels.
@@ -45,9 +71,10 @@ class Evaluation:
 
   category: Category
   labels: Bool[np.ndarray, 'n']
-  masks: Bool[np.ndarray, 'n h w'] | None
+  masks: Bool[np.ndarray, 'n h w'] | list[Bool[np.ndarray, '_ _']] | None
   thresholds: Thresholds
   scored: Scored | None
+  drawn: Sequence[Drawn]
   image: Curves | None
   pixel: Curves | None
   rates: metrics.Rates | None
@@ -106,17 +133,15 @@ def evaluate(
       the pixel to count as anomalous.
   """
   labels = category.labels
-  masks = None
-  if category.test_masks is not None:
-    masks = category.test_masks >= mask_threshold
   if not len(labels):
     _log.info('%s has no test images: nothing to evaluate', category.name)
     return Evaluation(
       category=category,
       labels=labels,
-      masks=masks,
+      masks=None if category.test_masks is None else [],
       thresholds=detector.thresholds,
       scored=None,
+      drawn=[],
       image=None,
       pixel=None,
       rates=None,
@@ -128,18 +153,8 @@ def evaluate(
         metrics.chosen(category.metrics), 'there are no test images'
       ),
     )
-  scored = detector.score_all(category.test_images)
-  split = metrics.measure(
-    scores=scored.score,
-    labels=labels,
-    maps=scored.anomaly_map,
-    masks=masks,
-    coarse_masks=category.coarse_masks,
-    threshold=detector.thresholds.image,
-    kinds=category.test_defects,
-    regions=_regions(category, mask_threshold),
-    map_threshold=_map_threshold(detector, category),
-  )
+  look = _look_by_tiles if detector.is_tiled else _look_at_once
+  scored, split, drawn = look(detector, category, mask_threshold)
   values, reasons = metrics.compute(split, category.metrics)
   for reason in dict.fromkeys(reasons.values()):
     missing = ', '.join(key for key in reasons if reasons[key] == reason)
@@ -153,9 +168,10 @@ def evaluate(
   return Evaluation(
     category=category,
     labels=labels,
-    masks=masks,
+    masks=None if drawn[0].mask is None else [one.mask for one in drawn],
     thresholds=detector.thresholds,
     scored=scored,
+    drawn=drawn,
     image=split.image,
     pixel=split.pixel,
     rates=metrics.rates_at_threshold(
@@ -166,6 +182,118 @@ def evaluate(
     best_f1_rates=best_f1_rates,
     metrics=values,
     reasons=reasons,
+  )
+
+
+_Looked = tuple[Scored, metrics.Split, list[Drawn]]
+
+
+def _look_at_once(
+  detector: Detector, category: Category, mask_threshold: float
+) -> _Looked:
+  """Scores a test split whose images and maps all are in memory."""
+  masks = None
+  if category.test_masks is not None:
+    masks = category.test_masks >= mask_threshold
+    _tell_of_outside(category, masks)
+  scored = detector.score_all(category.test_images)
+  split = metrics.measure(
+    scores=scored.score,
+    labels=category.labels,
+    maps=scored.anomaly_map,
+    masks=masks,
+    coarse_masks=category.coarse_masks,
+    threshold=detector.thresholds.image,
+    kinds=category.test_defects,
+    regions=_regions(category, mask_threshold),
+    map_threshold=_map_threshold(detector, category),
+  )
+  drawn = [
+    Drawn(
+      image[..., :3],
+      scored.anomaly_map[index],
+      None if masks is None else masks[index],
+      None if scored.reconstruction is None else scored.reconstruction[index],
+    )
+    for index, image in enumerate(category.test_images)
+  ]
+  return scored, split, drawn
+
+
+def _tell_of_outside(
+  category: Category, masks: Bool[np.ndarray, 'n h w']
+) -> None:
+  """Says how much of the ground truth lies where maps are 0."""
+  region = roi.region(category.test_images)
+  if region is None or not masks.any():
+    return
+  outside = masks & ~region
+  whole = outside.any(axis=(1, 2)) & ~(masks & region).any(axis=(1, 2))
+  _log.log(
+    logging.WARNING if whole.any() else logging.INFO,
+    '%s: %d of %d anomalous pixels lie outside of config.data.roi, where maps'
+    ' are 0, and count as missed%s',
+    category.name,
+    outside.sum(),
+    masks.sum(),
+    f'; all of those of {whole.sum()} images do' if whole.any() else '',
+  )
+
+
+def _look_by_tiles(
+  detector: Detector, category: Category, mask_threshold: float
+) -> _Looked:
+  """The same, image by image: of each the scores, counts and a small one stay.
+
+  The images may differ in size.
+  """
+  regions = _regions(category, mask_threshold)
+  pixels = None
+  if category.test_masks is not None:
+    pixels = counted.Pixels(map_threshold=_map_threshold(detector, category))
+  scores, drawn = [], []
+  for index, image in enumerate(category.test_images):
+    whole, mask = detector.score_whole(image, with_reconstruction=True), None
+    if pixels is not None:
+      mask = category.test_masks[index] >= mask_threshold
+      pixels.add(
+        whole.anomaly_map,
+        mask,
+        kind=category.test_defects[index] if category.labels[index] else None,
+        regions=None if regions is None else regions[index],
+      )
+    scores.append(whole.score)
+    drawn.append(shrink_whole(image, whole, mask))
+  scores = np.array(scores, np.float32)
+  split = metrics.measure_counted(
+    scores=scores,
+    labels=category.labels,
+    pixels=pixels,
+    coarse_masks=category.coarse_masks,
+    threshold=detector.thresholds.image,
+  )
+  return Scored(None, None, scores), split, drawn
+
+
+def shrink_whole(
+  image: UInt8[np.ndarray, 'h w 3'],
+  whole: Whole,
+  mask: Bool[np.ndarray, 'h w'] | None,
+) -> Drawn:
+  """What is to be seen of a picture that was scored by tiles.
+
+  Args:
+    image: as the networks saw it.
+    whole: what they say of it.
+    mask: its anomalous pixels, if they are known.
+  """
+  block = shrink.factor(image.shape, _DRAWN_SIDE)
+  seen = whole.reconstruction
+  return Drawn(
+    shrink.means(image, block),
+    shrink.peaks(whole.anomaly_map, block),
+    None if mask is None else shrink.peaks(mask, block),
+    None if seen is None else shrink.means(seen, block),
   )
 
 
@@ -197,8 +325,20 @@ def _map_threshold(detector: Detector, category: Category) -> float | None:
   """Where SegF1 cuts the maps, if the category is known by it."""
   if 'seg_f1' not in category.metrics or category.validation_images is None:
     return None
-  batches = detector.score(category.validation_images)
-  return metrics.map_threshold(batch.anomaly_map for batch in batches)
+  return metrics.map_threshold(_maps(detector, category.validation_images))
+
+
+def _maps(
+  detector: Detector,
+  images: UInt8[np.ndarray, 'n h w c'] | Iterable[UInt8[np.ndarray, '_ _ 3']],
+) -> Iterator[Float[np.ndarray, '_ h w']]:
+  """The maps of prepared images, in batches."""
+  if not detector.is_tiled:
+    for batch in detector.score(images):
+      yield batch.anomaly_map
+    return
+  for image in images:
+    yield detector.score_whole(image).anomaly_map[None]
 
 
 def find_blindness(evaluation: Evaluation, *, steps: int) -> str | None:
@@ -218,7 +358,9 @@ def find_blindness(evaluation: Evaluation, *, steps: int) -> str | None:
   if scored is None or labels.all() or not labels.any():
     return None
   images = evaluation.category.test_images
-  if np.ptp(scored.score) or (images == images[0]).all():
+  if np.ptp(scored.score):
+    return None
+  if all(np.array_equal(image, images[0]) for image in images):
     return None
   score = float(scored.score[0])
   words = (

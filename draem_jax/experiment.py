@@ -11,17 +11,18 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from draem_jax import cluster, devices, evaluate, names, paper, report, sizes
 from draem_jax import config as config_lib
-from draem_jax import devices, evaluate, names, paper, report, sizes
 from draem_jax.data import category as category_lib
-from draem_jax.data import demo, layouts, resident, textures
+from draem_jax.data import layouts, resident, roi, textures
 from draem_jax.data.on_demand import OnDemand
+from draem_jax.data.pictures import Pictures
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.report import drawings, results
 from draem_jax.simulator.textures import TEXTURES
 from draem_jax.training import train, writer
-from draem_jax.workdir import claim, lock, mirror, storage
+from draem_jax.workdir import bucket, claim, lock, mirror, storage
 from draem_jax.workdir.thresholds import write_thresholds
 
 _log = logging.getLogger(__name__)
@@ -54,30 +55,35 @@ def train_and_evaluate(
       in `workdir`.
     interrupt.Interrupted: if a signal stopped the training.
   """
-  config_lib.check(config)
-  with mirror.written(workdir, together=True) as folder:
-    is_shared = folder == pathlib.Path(workdir)
-    return _train_and_evaluate(config, folder, is_shared=is_shared)
+  with contextlib.ExitStack() as stack:
+    with cluster.together():
+      config_lib.check(config)
+    folder = stack.enter_context(mirror.written(workdir, together=True))
+    with cluster.together():
+      config = decide(config, folder)
+      try:
+        folder.mkdir(parents=True, exist_ok=True)
+      except OSError as error:
+        raise UserError(
+          f'--workdir={folder} cannot be made ({error.strerror}): name another'
+        ) from error
+      if devices.is_main_process():
+        stack.enter_context(lock.hold(folder))
+        storage.clear_partial(folder, deep=True)
+    cluster.compare(cluster.versions() | _comparable(config))
+    return _run(config, folder, is_shared=not bucket.is_url(workdir))
 
 
-def _train_and_evaluate(
-  config: Mapping[str, Any], workdir: pathlib.Path, *, is_shared: bool
-) -> dict[str, Any]:
-  """Does what `train_and_evaluate` says, in a folder."""
-  config = decide(config, workdir)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(
-      f'--workdir={workdir} cannot be made ({error.strerror}): name another'
-    ) from error
-  alone = contextlib.nullcontext()
-  if devices.is_main_process():
-    alone = lock.hold(workdir)
-  with alone:
-    if devices.is_main_process():
-      storage.clear_partial(workdir, deep=True)
-    return _run(config, workdir, is_shared=is_shared)
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields that every process of a run must have the same.
+
+  Where files lie may differ from host to host: what lies there may not.
+  """
+  return {
+    f'config.{name}': value
+    for name, value in config_lib.flatten(config).items()
+    if name not in ('data.dir', 'data.tfds_dir', 'data.textures', 'data.roi')
+  }
 
 
 def _run(
@@ -88,26 +94,34 @@ def _run(
   memory = resident.device_memory(devices.replicated(mesh))
   if memory is not None:
     train.check_memory(config, memory, mesh.size)
-  category, texture_images = _load(config, workdir)
-  kept, held_out = split_holdout(
-    category.train_images,
-    share=config['eval']['holdout'],
-    seed=config['seed'],
-  )
-  if devices.is_main_process():
-    claim.claim(workdir, config, _fingerprint(config, kept, texture_images))
+  with cluster.together():
+    category, texture_images = _load(config, workdir)
+    kept, held_out = split_holdout(
+      category.train_images,
+      share=config['eval']['holdout'],
+      seed=config['seed'],
+    )
+    fingerprint = _fingerprint(config, kept, texture_images)
+  cluster.compare(fingerprint)
+  with cluster.together():
+    if devices.is_main_process():
+      claim.claim(workdir, config, fingerprint)
+      roi.store(_roi(config, workdir), workdir)
+      drawings.draw_regions(workdir / 'figures', category)
   placed = resident.put(
-    {'training images': kept, 'textures': texture_images},
+    {'training images': for_crops(config, kept), 'textures': texture_images},
     devices.replicated(mesh),
     max_device_share=config['data']['max_device_share'],
+    max_host_bytes=resident.host_room(config['data']['max_host_share']),
   )
+  _tell_of_small(config, kept)
   good = _threshold_images(category, kept, held_out)
   trainer = train.Trainer(
     config,
     images=placed['training images'],
     textures=placed['textures'],
     mesh=mesh,
-    eval_images=good['good_images'],
+    eval_images=for_crops(config, good['good_images']),
   )
   _tell_of_evaluations(config, good['source'])
   state, lines = train.train(trainer, workdir, is_shared=is_shared)
@@ -224,9 +238,42 @@ def holdout_share(config: Mapping[str, Any]) -> float:
   return 0.0 if _is_published(config) else 0.1
 
 
+def for_crops(
+  config: Mapping[str, Any], images: UInt8[np.ndarray, 'n h w c'] | Pictures
+) -> UInt8[np.ndarray, 'n h w c'] | Pictures:
+  """Images as the training takes them: each as large as a crop, or larger."""
+  if isinstance(images, Pictures):
+    return images.at_least(config['image_size'])
+  return images
+
+
+def _tell_of_small(
+  config: Mapping[str, Any], images: UInt8[np.ndarray, 'n h w c'] | Pictures
+) -> None:
+  """Warns of images that are smaller than a crop."""
+  if not isinstance(images, Pictures):
+    return
+  crop = sizes.pair(config['image_size'])
+  small = np.flatnonzero((images.sizes < crop).any(axis=1))
+  if len(small):
+    _log.warning(
+      '%d of %d training images are smaller than config.image_size=%s in a'
+      ' side, such as %s (%s), and go on mirrored beyond their edge: take a'
+      ' smaller config.image_size, or images of more pixels',
+      len(small),
+      len(images),
+      sizes.shown(crop),
+      names.shown(images.names[small[0]]),
+      sizes.shown(images.sizes[small[0]].tolist()),
+    )
+
+
 def split_holdout(
-  images: UInt8[np.ndarray, 'n h w 3'], *, share: float, seed: int
-) -> tuple[UInt8[np.ndarray, 'm h w 3'], UInt8[np.ndarray, 'k h w 3']]:
+  images: UInt8[np.ndarray, 'n h w c'] | Pictures, *, share: float, seed: int
+) -> tuple[
+  UInt8[np.ndarray, 'm h w c'] | Pictures,
+  UInt8[np.ndarray, 'k h w c'] | Pictures,
+]:
   """Splits good images into those to train on and those held out.
 
   Args:
@@ -251,8 +298,8 @@ def split_holdout(
 
 def _threshold_images(
   category: category_lib.Category,
-  kept: UInt8[np.ndarray, 'n h w 3'],
-  held_out: UInt8[np.ndarray, 'k h w 3'],
+  kept: UInt8[np.ndarray, 'n h w c'] | Pictures,
+  held_out: UInt8[np.ndarray, 'k h w c'] | Pictures,
 ) -> dict[str, Any]:
   """The good images that choose the thresholds, and what they are."""
   if category.validation_images is not None:
@@ -287,7 +334,7 @@ def _evaluate(
   *,
   trainer: train.Trainer,
   variables: Mapping[str, Any],
-  good_images: UInt8[np.ndarray, 'n h w 3'],
+  good_images: UInt8[np.ndarray, 'n h w c'] | Pictures,
   source: str,
   steps: int,
   best_step: int | None,
@@ -302,6 +349,8 @@ def _evaluate(
     score_image=config['score']['image'],
     score_window=config['score_window'],
     resize=config['data']['resize'],
+    resolution=config['data']['resolution'],
+    roi=_roi(config, workdir),
     batch_size=config['eval']['batch_size'],
   )
   thresholds = detector.choose_thresholds(
@@ -347,6 +396,9 @@ def load_category(
   data, workdir = config['data'], pathlib.Path(workdir)
   data_dir, layout = data['dir'], data['layout']
   if data_dir == BUILTIN:
+    # Here, as what it draws with takes a while to import.
+    from draem_jax.data import demo
+
     data_dir, layout = workdir / 'data', 'mvtec'
     demo.write_demo_category(data_dir)
   _log.info('loading %s', pathlib.Path(data_dir) / config['category'])
@@ -357,7 +409,14 @@ def load_category(
     tfds_dir=data['tfds_dir'] or workdir / 'tfds',
     layout=layout,
     resize=data['resize'],
+    resolution=data['resolution'],
+    roi=_roi(config, workdir),
   )
+
+
+def _roi(config: Mapping[str, Any], workdir: pathlib.Path) -> roi.Roi | None:
+  """Where the object is, as a config says it."""
+  return roi.read(config['data']['roi'], stored=workdir / roi.FILE)
 
 
 def load_textures(
@@ -373,12 +432,17 @@ def load_textures(
   data, size = config['data'], config['image_size']
   if not reads_textures(config):
     return np.zeros((1, *sizes.pair(size), 3), np.uint8)
+  exclude = ()
+  if data['dir'] == BUILTIN:
+    from draem_jax.data import demo
+
+    exclude = (demo.SURFACE,)
   _log.info('loading the textures: %s', data['textures'])
   return textures.load_textures(
     data['textures'],
     image_size=size,
     tfds_dir=data['tfds_dir'] or pathlib.Path(workdir) / 'tfds',
-    exclude=(demo.SURFACE,) if data['dir'] == BUILTIN else (),
+    exclude=exclude,
     num_textures=data['num_textures'],
     seed=config['seed'],
     max_bytes=resident.host_room(data['max_host_share']),
@@ -412,11 +476,13 @@ def reads_textures(config: Mapping[str, Any]) -> bool:
 
 def _fingerprint(
   config: Mapping[str, Any],
-  images: UInt8[np.ndarray, 'n h w 3'],
-  texture_images: UInt8[np.ndarray | OnDemand, 't h w 3'],
+  images: UInt8[np.ndarray, 'n h w c'] | Pictures,
+  texture_images: UInt8[np.ndarray | OnDemand, 't h2 w2 3'],
 ) -> dict[str, str]:
   """A checksum of each thing that the training reads, by name."""
-  fingerprint = {'training images': _checksum(images)}
+  is_open = isinstance(images, Pictures)
+  checksum = images.checksum() if is_open else _checksum(images)
+  fingerprint = {'training images': checksum}
   if not reads_textures(config):
     return fingerprint
   # By another name, so that a machine with more memory may go on.
@@ -425,5 +491,5 @@ def _fingerprint(
   return fingerprint | {'textures': _checksum(texture_images)}
 
 
-def _checksum(images: UInt8[np.ndarray, 'n h w 3']) -> str:
+def _checksum(images: UInt8[np.ndarray, 'n h w c']) -> str:
   return f'{zlib.crc32(np.ascontiguousarray(images)):08x}'

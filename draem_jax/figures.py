@@ -19,15 +19,16 @@ from absl import flags
 from jaxtyping import Array, Bool, Key, UInt8
 from ml_collections import config_flags
 
-from draem_jax import command, devices, experiment, terminal
+from draem_jax import command, devices, evaluate, experiment, terminal
 from draem_jax import config as config_lib
+from draem_jax.data.pictures import Pictures
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.pictures import panels, sheets
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
 from draem_jax.simulator.simulate import Steps
-from draem_jax.training import sampling
+from draem_jax.training import feeding, sampling
 from draem_jax.workdir import claim
 
 _log = logging.getLogger('draem_jax.figures')  # Run, it is '__main__'.
@@ -35,7 +36,7 @@ _log = logging.getLogger('draem_jax.figures')  # Run, it is '__main__'.
 # After so many without enough anomalies among them, the config is to blame.
 _MAX_TRIED = 1000
 
-Images = UInt8[np.ndarray, '_ h w 3']
+Images = UInt8[np.ndarray, '_ _ _ _'] | Pictures
 
 
 def define_flags() -> None:
@@ -301,13 +302,23 @@ def _test_columns(run: pathlib.Path, count: int | None) -> list[tuple]:
   detector = Detector.load(
     run, batch_size=min(len(chosen), config['eval']['batch_size'])
   )
-  scored = detector.score_all(category.test_images[chosen])
   masks = [None] * len(chosen)
   if category.test_masks is not None:
     share = config['eval']['mask_threshold']
     masks = [category.test_masks[index] >= share for index in chosen]
   kinds = [category.test_defects[index] for index in chosen]
-  images = category.test_images[chosen]
+  images = [category.test_images[index] for index in chosen]
+  if detector.is_tiled:
+    small = [
+      evaluate.shrink_whole(image, detector.score_whole(image), mask)
+      for image, mask in zip(images, masks, strict=True)
+    ]
+    return [
+      (one.image, one.anomaly_map, one.mask, kind)
+      for one, kind in zip(small, kinds, strict=True)
+    ]
+  scored = detector.score_all(np.stack(images))
+  images = [image[..., :3] for image in images]
   return list(zip(images, scored.anomaly_map, masks, kinds, strict=True))
 
 
@@ -361,6 +372,7 @@ def _load(
     share=experiment.holdout_share(config),
     seed=config['seed'],
   )
+  images = experiment.for_crops(config, images)
   return images, experiment.load_textures(config, folder)
 
 
@@ -380,8 +392,8 @@ def _draw(
 ) -> Iterator[
   tuple[
     Key[Array, ''],
-    UInt8[np.ndarray, 'h w 3'],
-    UInt8[np.ndarray, 'h w 3'],
+    UInt8[np.ndarray, 'h w c'],
+    UInt8[np.ndarray, 'h2 w2 3'],
   ]
 ]:
   """What the examples of a training are made of, in its order, without end."""
@@ -395,15 +407,18 @@ def _draw(
       sampling=config['sampling'],
     )
   )
+  options = Options(**config['simulator'])
   for step in itertools.count():
     sampled = sample_batch(step)
+    if isinstance(images, Pictures):
+      size = textures.shape[1:3]
+      drawn = feeding.take_crops(images, sampled, size, options)
+    else:
+      drawn = images[np.asarray(sampled.images)]
     for key, image, texture in zip(
-      sampled.keys,
-      np.asarray(sampled.images),
-      np.asarray(sampled.textures),
-      strict=True,
+      sampled.keys, drawn, np.asarray(sampled.textures), strict=True
     ):
-      yield key, images[image], textures[texture]
+      yield key, image, textures[texture]
 
 
 def _anomalous(

@@ -21,7 +21,7 @@ from draem_jax.networks.models import Output
 
 _SSIM_RADIUS = 5  # A window of 11x11 pixels.
 _SSIM_SIGMA = 1.5
-_FOCAL_GAMMA = 2
+_FOCAL_GAMMA = 2.0  # Of the paper and the release.
 _FOCAL_SMOOTH = 1e-5
 _MSGMS_SCALES = 4
 _MSGMS_C = 0.0026  # For images in [0, 1].
@@ -35,7 +35,8 @@ class Term(NamedTuple):
   """A term of the training loss.
 
   Attributes:
-    compute: the function of output, image and mask, and of L of SSIM, that
+    compute: the function of output, image and mask, and by name of
+      `level_range`, which is L of SSIM, and of `gamma` of the focal loss, that
       gives a value for each example [b].
     reads: what it reads of the output: the name of a field.
   """
@@ -46,37 +47,35 @@ class Term(NamedTuple):
 
 TERMS = {
   'l2': Term(
-    lambda output, image, mask, level_range: l2_loss(
-      output.reconstruction, image
-    ),
+    lambda output, image, mask, **_: l2_loss(output.reconstruction, image),
     'reconstruction',
   ),
   'ssim': Term(
-    lambda output, image, mask, level_range: ssim_loss(
+    lambda output, image, mask, *, level_range, **_: ssim_loss(
       output.reconstruction, image, data_range=level_range
     ),
     'reconstruction',
   ),
   'msgms': Term(
-    lambda output, image, mask, level_range: msgms_distance(
+    lambda output, image, mask, **_: msgms_distance(
       output.reconstruction, image
     ).mean(axis=(1, 2)),
     'reconstruction',
   ),
   'focal': Term(
-    lambda output, image, mask, level_range: focal_loss(output.logits, mask),
+    lambda output, image, mask, *, gamma, **_: focal_loss(
+      output.logits, mask, gamma=gamma
+    ),
     'logits',
   ),
   'segmentation': Term(
-    lambda output, image, mask, level_range: segmentation_loss(
+    lambda output, image, mask, **_: segmentation_loss(
       output.segmentation, mask
     ),
     'segmentation',
   ),
   'decision': Term(
-    lambda output, image, mask, level_range: decision_loss(
-      output.decision, mask
-    ),
+    lambda output, image, mask, **_: decision_loss(output.decision, mask),
     'decision',
   ),
 }
@@ -100,6 +99,7 @@ def training_loss(
   *,
   weights: Mapping[str, float],
   data_range: DataRange,
+  gamma: float = _FOCAL_GAMMA,
   factors: Mapping[str, Float[Array, ''] | float] = types.MappingProxyType({}),
 ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
   """Computes the training loss (eq. (3); all weights are 1 in the paper).
@@ -111,6 +111,7 @@ def training_loss(
     weights: the weight of each of `TERMS`; one of weight 0 is left out.
     data_range: L of SSIM: 'one', or 'from_batch' for the release's rule
       (`ssim_data_range`).
+    gamma: of the focal loss.
     factors: what the weights of some terms are multiplied by at this step.
 
   Returns:
@@ -127,7 +128,9 @@ def training_loss(
   if data_range == 'from_batch' and weights.get('ssim'):
     level_range = ssim_data_range(output.reconstruction)
   terms = {
-    name: term.compute(output, image, mask, level_range).mean()
+    name: term.compute(
+      output, image, mask, level_range=level_range, gamma=gamma
+    ).mean()
     for name, term in TERMS.items()
     if weights.get(name)
   }
@@ -201,9 +204,12 @@ def ssim_data_range(
 
 
 def focal_loss(
-  logits: Float[Array, 'b h w 2'], mask: Float[Array, 'b h w']
+  logits: Float[Array, 'b h w 2'],
+  mask: Float[Array, 'b h w'],
+  *,
+  gamma: float = _FOCAL_GAMMA,
 ) -> Float[Array, 'b']:
-  """Computes the focal loss of a segmentation, gamma 2, unweighted (L_seg).
+  """Computes the focal loss of a segmentation, unweighted (L_seg).
 
   Lin et al., ICCV 2017, doi:10.1109/ICCV.2017.324.
 
@@ -213,6 +219,7 @@ def focal_loss(
   Args:
     logits: Normal against anomalous.
     mask: 1 where anomalous, else 0.
+    gamma: how much less a pixel counts that is classified well; 2 in the paper.
 
   Returns:
     Each image's mean over its pixels.
@@ -227,7 +234,12 @@ def focal_loss(
     + normal * jax.nn.sigmoid(-difference)
     + _FOCAL_SMOOTH
   )
-  loss = -((1 - probability) ** _FOCAL_GAMMA) * jnp.log(probability)
+  missing = 1 - probability
+  if gamma == 2:
+    focus = missing**2
+  else:  # The smoothing may take `missing` below 0.
+    focus = jnp.maximum(missing, np.finfo(np.float32).eps) ** gamma
+  loss = -focus * jnp.log(probability)
   return loss.mean(axis=(-2, -1))
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from draem_jax import curves
+from draem_jax import counted, curves
 
 # That of MVTec LOCO AD and of MVTec AD 2.
 STRICT_LIMIT = 0.05
@@ -83,11 +83,13 @@ class Split:
     regions: the defects of each image; None if they do not count one by one.
     map_threshold: the map value above which a pixel is anomalous for SegF1;
       None if there are no images to choose it from.
+    pixels: counts of all pixels where they are too many to keep, and there are
+      neither `maps` nor `masks` then; None otherwise.
   """
 
   scores: Float[np.ndarray, 'n']
   labels: Bool[np.ndarray, 'n']
-  maps: Float[np.ndarray, 'n h w']
+  maps: Float[np.ndarray, 'n h w'] | None
   masks: Bool[np.ndarray, 'n h w'] | None
   threshold: float | None
   image: curves.Curves | None
@@ -96,6 +98,7 @@ class Split:
   kinds: Sequence[str] | None = None
   regions: Sequence[Sequence[curves.Region]] | None = None
   map_threshold: float | None = None
+  pixels: counted.Pixels | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,13 +240,6 @@ def measure(
   elif not coarse_masks:
     pixel = curves.of_maps(maps, masks)
     lacks['pixel'] = _lack(masks, 'pixel', 'normal')
-  missing = {
-    level: f'the test split has no {lack}'
-    for level, lack in lacks.items()
-    if lack
-  }
-  if masks is not None and coarse_masks:
-    missing['pixel'] = 'the ground truth is coarse and counts for images only'
   return Split(
     scores=scores,
     labels=labels,
@@ -252,11 +248,62 @@ def measure(
     threshold=threshold,
     image=curves.of_scores(scores, labels),
     pixel=pixel,
-    missing=missing,
+    missing=_missing(lacks, is_coarse=masks is not None and coarse_masks),
     kinds=kinds,
     regions=regions,
     map_threshold=map_threshold,
   )
+
+
+def measure_counted(
+  *,
+  scores: Float[np.ndarray, 'n'],
+  labels: Bool[np.ndarray, 'n'],
+  pixels: counted.Pixels | None,
+  coarse_masks: bool = False,
+  threshold: float | None = None,
+) -> Split:
+  """As `measure`, of pixels that are counted.
+
+  Args:
+    scores: the image scores.
+    labels: True for anomalous images.
+    pixels: of all images; None when there is no ground truth.
+    coarse_masks: whether the masks only surround the defects: no pixel is
+      compared with them then.
+    threshold: the score above which an image is called anomalous, if any.
+  """
+  lacks = {'image': _lack(labels, 'image', 'good')}
+  if pixels is None:
+    lacks['pixel'] = 'ground truth masks'
+  elif not coarse_masks:
+    lacks['pixel'] = _lack(pixels.kinds_of_pixels, 'pixel', 'normal')
+  is_coarse = pixels is not None and coarse_masks
+  return Split(
+    scores=scores,
+    labels=labels,
+    maps=None,
+    masks=None,
+    threshold=threshold,
+    image=curves.of_scores(scores, labels),
+    pixel=None if pixels is None or is_coarse else pixels.curves(),
+    missing=_missing(lacks, is_coarse=is_coarse),
+    pixels=pixels,
+  )
+
+
+def _missing(
+  lacks: Mapping[str, str | None], *, is_coarse: bool
+) -> dict[str, str]:
+  """Why there are no curves, by level."""
+  missing = {
+    level: f'the test split has no {lack}'
+    for level, lack in lacks.items()
+    if lack
+  }
+  if is_coarse:
+    missing['pixel'] = 'the ground truth is coarse and counts for images only'
+  return missing
 
 
 def compute(
@@ -303,6 +350,8 @@ def spro(split: Split, limit: float = STRICT_LIMIT) -> float | None:
     Bergmann, Batzner, Fauser, Sattlegger, Steger: Beyond Dents and Scratches,
     IJCV 130, 2022, doi:10.1007/s11263-022-01578-9.
   """
+  if split.pixels is not None:
+    return split.pixels.spro(limit)
   if split.regions is None or split.masks is None or split.kinds is None:
     return None
   kinds, areas = np.asarray(split.kinds), []
@@ -320,6 +369,8 @@ def spro(split: Split, limit: float = STRICT_LIMIT) -> float | None:
 
 def seg_f1(split: Split) -> float | None:
   """F1 of all pixels of a split at its `map_threshold`; None without one."""
+  if split.pixels is not None:
+    return split.pixels.seg_f1()
   if split.map_threshold is None or split.masks is None:
     return None
   found = total = 0

@@ -5,6 +5,7 @@ python -m draem_jax.predict --workdir=runs/bottle --images=photos/ --output=out/
 
 import contextlib
 import logging
+import os
 import pathlib
 
 from absl import flags
@@ -25,6 +26,9 @@ from draem_jax.workdir import bucket, mirror
 
 _log = logging.getLogger('draem_jax.predict')  # Run, it is '__main__'.
 
+# Pixels of the longer side, which are enough to see where to look.
+_OVERLAY_SIDE = 2048
+
 
 def define_flags() -> None:
   """Defines the flags of this command."""
@@ -43,8 +47,21 @@ def define_flags() -> None:
   flags.DEFINE_float(
     'pixel_threshold', None, 'And a pixel above this map value.', 0, 1
   )
+  flags.DEFINE_string(
+    'roi',
+    None,
+    'Where the object is in these pictures: an image that is white there, a'
+    ' folder with one per picture, by name, or auto; by default as trained.',
+  )
   flags.DEFINE_bool(
     'boxes', False, 'Whether overlays have the boxes of the regions in them.'
+  )
+  flags.DEFINE_integer(
+    'overlay_side',
+    None,
+    'Pixels of the longer side of overlays, at most; 0: as the image. By'
+    f' default 0, and {_OVERLAY_SIDE} where images are scored by tiles.',
+    0,
   )
   flags.DEFINE_integer(
     'batch_size', None, 'Images at a time; by default as evaluated.', 1
@@ -90,17 +107,23 @@ def _predict(workdir: pathlib.PurePath, output: pathlib.PurePath) -> None:
   devices.find()
   command.use_compilation_cache()
   detector = Detector.load(workdir, batch_size=given.batch_size)
+  if given.roi:
+    detector = detector.with_roi(os.path.expanduser(given.roi))
   if (given.threshold, given.pixel_threshold) != (None, None):
     detector = detector.with_thresholds(
       image=given.threshold, pixel=given.pixel_threshold
     )
   detector.check_thresholds()
+  side = given.overlay_side
+  if side is None:
+    side = _OVERLAY_SIDE if detector.is_tiled else 0
   settings = {
     'model': detector.fingerprint(),
     'threshold': detector.thresholds.image,
     'pixel threshold': detector.thresholds.pixel,
     'folder of images': str(found.root),
     'choice of boxes': given.boxes,
+    'longest side of overlays': side,
   }
   # Room for large pictures.
   detector = detector.for_scoring()
@@ -109,7 +132,11 @@ def _predict(workdir: pathlib.PurePath, output: pathlib.PurePath) -> None:
     contextlib.closing(Predictions(folder, settings)) as predictions,
   ):
     broken = stream.score_files(
-      detector, found, predictions, with_boxes=given.boxes
+      detector,
+      found,
+      predictions,
+      with_boxes=given.boxes,
+      overlay_side=side,
     )
     predictions.write_regions()
     verdicts = [

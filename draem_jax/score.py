@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from draem_jax import losses
 from draem_jax.networks import bozic
@@ -150,14 +150,24 @@ def make_map(
   *,
   map_name: str,
   window: int,
+  region: Shaped[Array | np.ndarray, '#b h w'] | None = None,
 ) -> Float[Array, 'b h w']:
   """The anomaly maps of a batch; the arguments are those of `map_and_score`."""
   way = MAPS[map_name]
-  maps = way.compute(output, image)
+  maps = _inside(way.compute(output, image), region)
   if not way.is_smoothed:
     return maps
   # One by one: a product of matrices rounds as the batch's shape wants it.
-  return lax.map(lambda each: local_means(each, window=window), maps)
+  maps = lax.map(lambda each: local_means(each, window=window), maps)
+  return _inside(maps, region)
+
+
+def _inside(
+  maps: Float[Array, 'b h w'],
+  region: Shaped[Array | np.ndarray, '#b h w'] | None,
+) -> Float[Array, 'b h w']:
+  # A product: what is no number stays none, and is noticed.
+  return maps if region is None else maps * region
 
 
 def score_map(
@@ -208,6 +218,7 @@ def map_and_score(
   map_name: str,
   window: int,
   image_score_name: str = 'window',
+  region: Shaped[Array | np.ndarray, '#b h w'] | None = None,
 ) -> tuple[Float[Array, 'b h w'], Float[Array, 'b']]:
   """The anomaly maps of a batch and the scores of its images.
 
@@ -217,8 +228,12 @@ def map_and_score(
     map_name: a key of `MAPS`.
     window: the side of the square averaged over.
     image_score_name: a key of `IMAGE_SCORES`.
+    region: 1 where anomalies count, 0 where maps are 0 whatever the networks
+      say, before the score is read of them; None for the whole image.
   """
-  maps = make_map(output, image, map_name=map_name, window=window)
+  maps = make_map(
+    output, image, map_name=map_name, window=window, region=region
+  )
   way = IMAGE_SCORES[image_score_name]
   if way.compute:
     return maps, way.compute(output)

@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from draem_jax import command, devices, experiment, terminal
+from draem_jax import cluster, command, devices, experiment, terminal
 from draem_jax.data import layouts, textures
 from draem_jax.errors import UserError
 from draem_jax.report import results
@@ -63,12 +63,19 @@ def main(argv: list[str]) -> None:
   if given.tables:
     _write_tables(config, runs, workdir)
     return
+  if given.only is None and cluster.is_wanted():
+    raise UserError(
+      'the processes of a cluster make one run together: say which with --only'
+    )
   _check(runs, workdir)
   plan.claim(workdir, config)
   if given.only is not None:
     if given.only > len(runs):
       raise UserError(f'--only={given.only}: there are {len(runs)} runs')
+    cluster.start()
     devices.find()
+    if not devices.is_main_process():
+      command.be_quiet()
     command.use_compilation_cache()
     row = workers.run_here(runs[given.only - 1], workdir)
     if row.get('failure'):

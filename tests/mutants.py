@@ -108,8 +108,8 @@ MUTANTS = (
   Mutant(
     'mask: below the threshold instead of above',
     'simulator/masks.py',
-    '(noise > threshold)',
-    '(noise < threshold)',
+    'mask = noise > threshold',
+    'mask = noise < threshold',
     f'{_SIMULATE} -k options_reach',
   ),
   Mutant(
@@ -322,8 +322,8 @@ MUTANTS = (
   Mutant(
     'focal loss: gamma 1',
     'losses.py',
-    '_FOCAL_GAMMA = 2',
-    '_FOCAL_GAMMA = 1',
+    'focus = missing**2',
+    'focus = missing',
     _LOSSES,
   ),
   Mutant(

@@ -54,7 +54,7 @@ class _Detector(Detector):
   """One without networks, that says the same of whatever it is given."""
 
   def __init__(self, thresholds, scored):
-    self.thresholds = thresholds
+    self.thresholds, self.resolution = thresholds, ''
     self.score_all = lambda images: scored
 
 

@@ -17,6 +17,7 @@ from benchmarks import (
   deploy,
   evaluation,
   inference,
+  memory,
   serve,
   simulator,
   startup,
@@ -47,6 +48,7 @@ def run(benchmark, capsys, *arguments):
   return rows[2:], record['results']
 
 
+@pytest.mark.slow
 def test_training(capsys, monkeypatch):
   config = mvtec.get_config('bottle,release')
   # Ten operations take most of the time to compile.
@@ -176,3 +178,10 @@ def test_what_the_docs_tell_to_type_is_understood(benchmark):
       for word in shlex.split(arguments)
     ]
     benchmark.make_parser().parse_args(words)
+
+
+def test_memory_of_a_large_picture(capsys, tmp_path):
+  memory.main(['--side=120', '--tile=32', f'--folder={tmp_path}'])
+  before, most = re.findall(r'(\d+) MiB', capsys.readouterr().out)
+  assert 0 < int(before) <= int(most)
+  assert 'large.jpg,' in (tmp_path / 'out/predictions.csv').read_text()

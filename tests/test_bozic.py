@@ -538,7 +538,7 @@ def test_the_report_says_which_width_counts():
       'config.loss.schedule.*weight of decision, which is 0: take constant',
     ),
     ({'loss.schedule': 'linear'}, 'constant, segmentation_first'),
-    ({'optimizer': 'adamw'}, 'take one of adam, sgd'),
+    ({'optimizer': 'adamw'}, 'take one of adam, muon, sgd'),
     ({'score.image': 'mean'}, 'take one of window, decision'),
     (
       {

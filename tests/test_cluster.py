@@ -89,6 +89,7 @@ def losses(workdir):
   return [json.loads(line)['loss'] for line in lines]
 
 
+@pytest.mark.clusters
 def test_two_processes_stop_together_and_agree_with_one(tmp_path, settings):
   workdir = tmp_path / 'two'
   processes = start_both(workdir, settings)
@@ -124,7 +125,7 @@ def test_two_processes_stop_together_and_agree_with_one(tmp_path, settings):
 RESTORE = """
 import pathlib, shutil, sys
 import flax.struct, jax, numpy as np
-from draem_jax import devices
+from draem_jax import cluster, devices
 from draem_jax.workdir import checkpoint
 from draem_jax.errors import UserError
 
@@ -150,7 +151,7 @@ def attempt():
   except (TypeError, UserError) as error:
     print('restored', type(error).__name__, error)
 
-devices.start_distributed()
+cluster.start()
 everywhere = devices.replicated(devices.make_mesh(2))
 folder = pathlib.Path(sys.argv[1])
 checkpointer = checkpoint.Checkpointer(folder, keep=9)
@@ -188,6 +189,7 @@ checkpointer.close()
 """
 
 
+@pytest.mark.clusters
 def test_two_processes_restore_the_same_step(tmp_path):
   folder = tmp_path / 'checkpoints'
   statuses, texts = finish(start_pair(tmp_path, '-c', RESTORE, str(folder)))

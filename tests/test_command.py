@@ -30,6 +30,36 @@ def test_all_commands_can_be_imported_in_one_process():
   assert 'workdir' not in flags.FLAGS
 
 
+# What takes long to import, and is not needed to read flags.
+SLOW = {
+  'IPython',
+  'matplotlib',
+  'orbax.checkpoint',
+  'pandas',
+  'scipy.ndimage',
+  'sklearn',
+  'tensorboardX',
+  'tensorflow_datasets',
+  'torch',
+}
+
+
+def test_commands_import_what_is_slow_only_when_they_need_it():
+  code = """
+import sys
+from draem_jax import main, predict, study
+from draem_jax.export import __main__
+print(*sys.modules)
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], text=True, capture_output=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr
+  found = set(done.stdout.split())
+  assert 'draem_jax.training.train' in found
+  assert not SLOW & found
+
+
 def test_the_console_entry_points_are_there():
   scripts = importlib.metadata.entry_points(group='console_scripts')
   found = {

@@ -194,8 +194,24 @@ def test_what_is_no_field_is_named(change, words):
 
 def test_the_light_preset_is_the_release_on_small_networks():
   light = mvtec.get_config('pens,light')
-  other = mvtec.get_config('pens,release')
-  mvtec.small(other)
-  assert light.to_dict() == other.to_dict()
+  assert light.to_dict() == mvtec.get_config('pens,release,small').to_dict()
   assert light.image_size == 64 and light.num_steps == 3000
   assert light.loss.data_range == 'from_batch' and light.eval.holdout == 0
+
+
+@pytest.mark.parametrize('preset', ['paper', 'release'])
+def test_small_networks_train_at_ten_times_the_rate(preset):
+  whole = mvtec.get_config(f'pens,{preset}')
+  small = mvtec.get_config(f'pens,{preset},small')
+  assert small.learning_rate == pytest.approx(10 * whole.learning_rate)
+  assert small.model.reconstructive_width == 16
+  assert small.simulator.to_dict() == whole.simulator.to_dict()
+
+
+@pytest.mark.parametrize(
+  'arguments',
+  ['pens,best', 'pens,paper,large', 'pens,paper,small,x', 'pens,small'],
+)
+def test_what_is_no_preset_is_refused(arguments):
+  with pytest.raises(ValueError, match='preset'):
+    mvtec.get_config(arguments)

@@ -194,8 +194,13 @@ def test_a_failure_is_written_and_ends_in_another_status(
   )
   assert results.read(tmp_path)['failure'] == 'it came to nothing'
   monkeypatch.setattr(
-    main.flags, 'FLAGS', types.SimpleNamespace(config='', workdir=str(tmp_path))
+    main.flags,
+    'FLAGS',
+    types.SimpleNamespace(
+      config='', workdir=str(tmp_path), processes=1, only=None
+    ),
   )
+  monkeypatch.setattr(main, '_check_flags', lambda _: None)
   monkeypatch.setattr(main.command, 'read_config', lambda: small_config())
   monkeypatch.setattr(main.command, 'use_compilation_cache', lambda: None)
   monkeypatch.setattr(experiment, 'list_categories', lambda _: ['pens'])

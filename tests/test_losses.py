@@ -70,22 +70,27 @@ def test_ssim_of_equal_images_is_1():
   np.testing.assert_allclose(ssim, 1, atol=1e-5)
 
 
-def test_focal_loss_follows_its_definition():
+@pytest.mark.parametrize('gamma', [0, 1.5, 2, 4])
+def test_focal_loss_follows_its_definition(gamma):
   logits = np.random.default_rng(1).normal(0, 3, (2, 6, 5, 2))
   mask = np.random.default_rng(2).integers(0, 2, (2, 6, 5))
   p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   one_hot = np.clip(np.eye(2)[mask], 1e-5, 1 - 1e-5)
   p_true = (one_hot * p).sum(-1) + 1e-5
-  expected = (-((1 - p_true) ** 2) * np.log(p_true)).mean((1, 2))
-  found = losses.focal_loss(jnp.asarray(logits), jnp.asarray(mask, jnp.float32))
+  missing = np.maximum(1 - p_true, 0)
+  expected = (-(missing**gamma) * np.log(p_true)).mean((1, 2))
+  found = losses.focal_loss(
+    jnp.asarray(logits), jnp.asarray(mask, jnp.float32), gamma=gamma
+  )
   np.testing.assert_allclose(found, expected, 1e-4)
 
 
-def test_focal_loss_survives_certain_logits():
+@pytest.mark.parametrize('gamma', [0.5, 2, 4])
+def test_focal_loss_survives_certain_logits(gamma):
   logits = jnp.full((1, 4, 4, 2), 1e4) * jnp.array([1.0, -1.0])
   for mask in (jnp.zeros((1, 4, 4)), jnp.ones((1, 4, 4))):
     value, gradient = jax.value_and_grad(
-      lambda logits, mask: losses.focal_loss(logits, mask).sum()
+      lambda logits, mask: losses.focal_loss(logits, mask, gamma=gamma).sum()
     )(logits, mask)
     assert jnp.isfinite(value)
     assert jnp.isfinite(gradient).all()

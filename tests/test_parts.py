@@ -63,6 +63,7 @@ def detector_of(trainer, state):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ALONE)
 @pytest.mark.parametrize('term', ['plain', 'msgms'])
 def test_networks_alone_train_score_and_show(name, term):
@@ -86,6 +87,7 @@ def test_networks_alone_train_score_and_show(name, term):
   assert (preview.reconstruction is None) == (name == 'discriminative')
 
 
+@pytest.mark.slow
 def test_networks_alone_are_those_of_the_pair():
   """The same weights give the same reconstruction, alone and in the pair."""
   pair, alone = models.Draem(4, 2), models.Reconstructive(4, 2)
@@ -121,7 +123,7 @@ def test_more_networks_are_one_entry(monkeypatch):
 
 def test_one_more_loss_is_one_entry(monkeypatch):
   term = losses.Term(
-    lambda output, image, mask, level_range: jnp.abs(
+    lambda output, image, mask, **_: jnp.abs(
       output.reconstruction - image
     ).mean((1, 2, 3)),
     'reconstruction',

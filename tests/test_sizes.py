@@ -62,12 +62,19 @@ def test_what_is_no_size_is_named(value, remedy):
 )
 def test_a_flag_takes_height_and_width(text):
   argv = ['main', f'--config.image_size={text}', '--config.seed=1']
-  assert command._take_size(argv) == (['main', '--config.seed=1'], (32, 96))
-  assert command._take_size(['--config.image_size=96x96'])[1] == 96
+  rest, found = command._take_sizes(argv)
+  assert rest == ['main', '--config.seed=1']
+  assert found == {'image_size': (32, 96)}
+  square = ['--config.image_size=96x96', f'--config.data.resolution={text}']
+  found = {'image_size': 96, 'data.resolution': (32, 96)}
+  assert command._take_sizes(square) == ([], found)
   # What is one number, or none, is for the flag's own parser to judge.
   for other in ('96', 'x', '1x2x3', '-32x96'):
     argv = [f'--config.image_size={other}']
-    assert command._take_size(argv) == (argv, None)
+    assert command._take_sizes(argv) == (argv, {})
+  # Of this one text is the default, which a flag would take a number for.
+  alone = ['--config.data.resolution=0']
+  assert command._take_sizes(alone) == ([], {'data.resolution': 0})
 
 
 def test_noise_keeps_its_shape_on_a_strip():
@@ -160,6 +167,7 @@ def write_category(folder):
     Image.fromarray(mask).save(folder / f'ground_truth/hole/{number}_mask.png')
 
 
+@pytest.mark.slow
 def test_a_run_from_files_to_report(tmp_path):
   write_category(tmp_path / 'data/pens')
   (tmp_path / 'dtd').mkdir()

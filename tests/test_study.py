@@ -17,14 +17,14 @@ import pytest
 
 from draem_jax import config as config_lib
 from draem_jax import interrupt, paper, study
-from draem_jax.configs import ablations, figure9, mvtec, table3
+from draem_jax.configs import ablations, figure9, mvtec, recipes, table3
 from draem_jax.errors import UserError
 from draem_jax.studies import cells, plan, state, tables, workers
 from draem_jax.studies import figure9 as figure9_plot
 from draem_jax.studies.state import State
 from draem_jax.workdir import lock
 
-NAMES = 'table1', 'table2', 'table3', 'table4', 'figure9'
+NAMES = 'table1', 'table2', 'table3', 'table4', 'figure9', 'recipes'
 
 
 def small_study(rows=('a', 'b'), categories=('cup', 'pen'), trained_by=None):
@@ -70,6 +70,33 @@ def test_table_3_has_every_row_of_the_paper_in_its_order():
   # Whoever takes networks comes behind whoever trains them.
   order = [run.row for run in runs]
   assert order.index('recon_ae') < order.index('recon_ae_msgms')
+
+
+@pytest.mark.parametrize('setting', ['', 'small'])
+def test_each_row_of_the_recipes_takes_one_part_out(setting):
+  runs = plan.list_runs(recipes.get_config(setting).to_dict(), categories=['x'])
+  rows = {run.row: config_lib.flatten(run.config) for run in runs}
+  for name in ('paper', 'release'):
+    preset = mvtec.get_config(f'x,{name},{setting}').to_dict()
+    same = {'eval.mask_threshold': 0.5}
+    assert rows[name] == config_lib.flatten(preset) | same
+  taken = set()
+  for name, fields in recipes.PARTS.items():
+    changed = {
+      field
+      for field in rows[name]
+      if rows[name][field] != rows['candidate'][field]
+    }
+    assert changed == set(fields)
+    assert all(rows[name][each] == rows['release'][each] for each in fields)
+    taken |= changed
+  # Nothing of the recipe is left without a row.
+  differ = {
+    name
+    for name in rows['candidate']
+    if rows['candidate'][name] != rows['release'][name]
+  }
+  assert differ == taken
 
 
 def test_an_unknown_row_of_table_3_names_those_that_exist():

@@ -8,6 +8,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small import random_images, small_config
 from tensorboardX import event_file_writer
@@ -195,6 +196,48 @@ def test_the_schedule_falls_at_its_milestones():
   np.testing.assert_allclose(
     rates, [1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3, 2.5e-3], rtol=1e-6
   )
+
+
+def test_the_learning_rate_rises_at_first():
+  config = small_config(
+    learning_rate=0.1,
+    learning_rate_warmup=0.1,
+    learning_rate_milestones=(0.5,),
+    learning_rate_factor=0.01,
+  ).to_dict()
+  rate = train.make_schedule(config, 100)
+  found = np.array([rate(step) for step in range(100)])
+  expected = [0.01 * (1 + step) for step in range(10)]
+  expected += 40 * [0.1] + 50 * [0.001]
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_muon_makes_kernels_orthogonal_and_gives_adam_to_the_rest():
+  rng = np.random.default_rng(0)
+  params = {
+    'kernel': jnp.asarray(rng.normal(size=(3, 3, 6, 8)), jnp.float32),
+    'wide': jnp.asarray(rng.normal(size=(1, 1, 4, 16)), jnp.float32),
+    'bias': jnp.asarray(rng.normal(size=8), jnp.float32),
+  }
+  gradients = jax.tree.map(lambda x: x**3, params)
+  muon = train.make_optimizer(lambda step: 0.1, 'muon')
+  adam = optax.nadam(0.1)
+  found, _ = muon.update(gradients, muon.init(params), params)
+  expected, _ = adam.update(gradients, adam.init(params), params)
+  np.testing.assert_allclose(found['bias'], expected['bias'], rtol=1e-5)
+  for name in ('kernel', 'wide'):
+    matrix = np.asarray(found[name]).reshape(-1, found[name].shape[-1])
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    whole = 0.1 * 0.2 * np.sqrt(max(matrix.shape))
+    assert (singular > 0.6 * whole).all() and (singular < 1.3 * whole).all()
+    # Along the gradient's own axes.
+    gradient = np.asarray(gradients[name]).reshape(matrix.shape)
+    left, _, right = np.linalg.svd(gradient, full_matrices=False)
+    inner = left.T @ matrix @ right.T
+    np.testing.assert_allclose(
+      inner, np.diag(np.diag(inner)), rtol=0, atol=0.02 * whole
+    )
+    assert (np.diag(inner) < 0).all()
 
 
 def test_epochs_make_steps():

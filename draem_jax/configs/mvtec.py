@@ -29,20 +29,29 @@ PRESETS = ('paper', 'release', 'light')
 
 
 def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
-  """The config for `'category'`, `'category,preset'` or `'all'`."""
-  category, _, named_preset = (arguments or 'bottle').partition(',')
-  preset = named_preset or 'paper'
+  """The config for `'category'`, `'category,preset'` or `'all'`.
+
+  Behind a preset but `light`, `small` makes networks and images small:
+  `'bottle,release,small'`.
+  """
+  category, *named = (arguments or 'bottle').split(',')
+  preset, setting = (*named, '', '')[:2]
+  preset = preset or 'paper'
   if preset not in PRESETS:
     raise ValueError(
       f'unknown preset {preset!r}: take one of {", ".join(PRESETS)}'
+    )
+  if len(named) > 2 or setting not in ('', 'small'):
+    raise ValueError(
+      f'{arguments!r} is not category,preset or category,preset,small'
     )
   config = config_lib.default()
   config.category = category
   if preset in ('release', 'light'):
     release(config)
-  if preset == 'light':
+  if setting or preset == 'light':
     small(config)
-  if not named_preset:
+  if not named:
     # The category decides: 0 for the 15 of MVTec AD, 0.1 for any other.
     config.eval.holdout = -1.0
     config.data.resize = 'auto'  # Likewise.
@@ -68,7 +77,7 @@ def small(config: config_dict.ConfigDict) -> None:
   config.model.reconstructive_width = 16
   config.model.discriminative_width = 8
   config.num_steps = 3000
-  config.learning_rate = 1e-3
+  config.learning_rate = round(10 * config.learning_rate, 9)
   config.score_window = 5
 
 

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,11 @@ _THUMB = 32
 _ALIKE = 1.0
 _ROWS = 1024  # Images that are compared with all others at a time.
 _NAMED = 3
+SEEN = 256  # Pixels a side that networks see, by default.
+# So many times the pixels that networks see are more than the data sets have
+# that are resized to them as published.
+_LARGE = 16
+_SMALL = 10  # Pixels across, of a small defect.
 
 
 @dataclasses.dataclass
@@ -118,6 +124,7 @@ def check(name: str, place: layouts.Place) -> Findings:
   looks = images.map_parallel(_look, tasks, description=f'looking at {name}')
   findings.broken += [look.wrong for look in looks if look.wrong]
   _tell_of_sizes(looks, findings)
+  _tell_of_large(looks, findings)
   _tell_of_depth(looks, findings)
   _tell_of_masks(looks, findings)
   _tell_of_twins(looks, findings)
@@ -240,6 +247,21 @@ def _tell_of_sizes(looks: Sequence[_Look], findings: Findings) -> None:
         f'{len(files[value])} of {total} images have the {words} {value}:'
         f' {_some(files[value])}'
       )
+
+
+def _tell_of_large(looks: Sequence[_Look], findings: Findings) -> None:
+  """Says how to train on images that lose most of what they show."""
+  found = [look.size for look in looks if look.size is not None]
+  large = [size for size in found if math.prod(size) > _LARGE * SEEN**2]
+  if 2 * len(large) <= len(found):
+    return
+  width, height = max(large, key=math.prod)
+  left = _SMALL * SEEN / math.sqrt(width * height)
+  findings.lines.append(
+    f'  advice: resized to {SEEN}x{SEEN} (config.image_size), what has'
+    f' {_SMALL} pixels across in an image of {width}x{height} has {left:.1f};'
+    ' --config.data.resolution=0 trains on crops at the size that images have'
+  )
 
 
 def _tell_of_depth(looks: Sequence[_Look], findings: Findings) -> None:

@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import stat
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -178,6 +179,28 @@ def decode(
     # Before its room is given back.
     held.callback(picture.release)
     yield picture
+
+
+def read_size(data: bytes, name: str) -> tuple[int, int]:
+  """Height and width of the upright picture in a file, of its content.
+
+  Where the head of the file tells, no pixel is decoded.
+
+  Args:
+    data: content of the file.
+    name: of the file, for the error.
+
+  Raises:
+    UserError: if this is no image, or a broken one.
+  """
+  try:
+    with _quiet, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+      width, height = image.size
+      turned = _orientation(image, None) >= 5
+  except Exception:  # Pillow raises nearly anything.
+    with decode(data, name) as picture:
+      return picture.shape
+  return (width, height) if turned else (height, width)
 
 
 def _decode(
@@ -406,7 +429,8 @@ class _Quiet:
         self._level = self._log.level
         self._log.setLevel(logging.CRITICAL)
         self._max_pixels = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
+        # Not None: another thread may be between two looks at it.
+        Image.MAX_IMAGE_PIXELS = sys.maxsize
 
   def __exit__(self, *error: object) -> None:
     with self._lock:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8, UInt16
-from scipy import ndimage
 
 from draem_jax.data import encoded
 
@@ -184,6 +183,9 @@ def _understand(levels: _Levels, *, is_lossy: bool) -> Mask:
 
 def _is_unshaded(levels: _Levels, top: int) -> bool:
   """Whether most of the rim of what is highest stands beside 0 at once."""
+  # Here, as it takes a while to import, and prepared masks are not looked at.
+  from scipy import ndimage
+
   cross = ndimage.generate_binary_structure(2, 1)
   is_top = levels == top
   rim = is_top & ndimage.binary_dilation(~is_top, cross)
@@ -196,6 +198,8 @@ def _most(holds: Bool[np.ndarray, 'n']) -> bool:
 
 def _understand_lossy(levels: _Levels, top: int, full: int) -> Mask:
   """Cuts each defect at half of what it is inside."""
+  from scipy import ndimage
+
   floor = top * _NOISE if top >= _CLASSES_BELOW else 0
   if levels.min() > floor and top < _CLASSES_BELOW:
     return Mask(np.zeros(levels.shape, np.uint8), LOSSY)
@@ -249,6 +253,8 @@ def _is_noisy(levels: _Levels, top: int, around: _Around) -> bool:
   They are near 0 and near the top, away from what they could be an edge of,
   and more than there are of edges.
   """
+  from scipy import ndimage
+
   far = 7
   is_speck = around.equal < _RIM
   low = (levels > 0) & (levels <= top * _NOISE)

@@ -6,29 +6,36 @@ section 3.4 of the paper.
 Images are resized on the host, and only then go to the device: one compiled
 program serves every size, and scores are the same to the last bit whether the
 images come from a prepared data set or from a folder.
+
+With a `resolution` the networks see pictures at that size, or at their own, in
+overlapping tiles of `image_size` (`detection.tiles`).
 """
 
 import copy
 import dataclasses
 import functools
+import itertools
 import logging
+import os
 import pathlib
 import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
-from draem_jax import sizes
+from draem_jax import counted, sizes
 from draem_jax.data import encoded, resizing
+from draem_jax.data import roi as roi_lib
 from draem_jax.data.images import resize_bilinear
+from draem_jax.detection import tiles
 from draem_jax.detection.regions import Region, find_regions
 from draem_jax.errors import UserError
 from draem_jax.networks import folding, models
-from draem_jax.score import IMAGE_SCORES, map_and_score
+from draem_jax.score import IMAGE_SCORES, MAPS, map_and_score
 from draem_jax.workdir import claim, mirror
 from draem_jax.workdir.thresholds import FILE as THRESHOLDS_FILE
 from draem_jax.workdir.thresholds import Thresholds, read_thresholds
@@ -36,13 +43,36 @@ from draem_jax.workdir.thresholds import Thresholds, read_thresholds
 _log = logging.getLogger(__name__)
 
 
+# What pictures are resized to: '', the size of the networks' input; 0, nothing,
+# they are scored at their own size; or height and width.
+Resolution = Literal['', 0] | sizes.Size
+
+
 @dataclasses.dataclass(frozen=True)
 class Scored:
-  """What the networks say of a batch, at the networks' size."""
+  """What the networks say of a batch, at the networks' size.
+
+  Of pictures that were scored by tiles there are only the scores.
+  """
 
   reconstruction: Float[np.ndarray, 'b h w 3'] | None
-  anomaly_map: Float[np.ndarray, 'b h w']
+  anomaly_map: Float[np.ndarray, 'b h w'] | None
   score: Float[np.ndarray, 'b']
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+  """What the networks say of one prepared picture, at its size.
+
+  Attributes:
+    anomaly_map: how anomalous each pixel is, in [0, 1].
+    score: how anomalous the picture is, in [0, 1].
+    reconstruction: as levels; None if it was not asked for, or there is none.
+  """
+
+  anomaly_map: Float[np.ndarray, 'h w']
+  score: float
+  reconstruction: UInt8[np.ndarray, 'h w 3'] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +110,10 @@ class Detector:
     score_image: how images are scored, a key of `score.IMAGE_SCORES`.
     thresholds: None until they are chosen.
     batch_size: images a call of the networks.
-    resize: how images are brought to `image_size`, of `resizing.WAYS`.
+    resize: how images are brought to another size, of `resizing.WAYS`.
+    resolution: the size that is: `''`, that of the networks' input; 0, their
+      own; or height and width.
+    roi: where the object is: outside maps are 0; None for the whole image.
   """
 
   def __init__(
@@ -95,6 +128,8 @@ class Detector:
     thresholds: Thresholds | None = None,
     batch_size: int = 16,
     resize: resizing.Way = 'bilinear',
+    resolution: Resolution = '',
+    roi: roi_lib.Roi | None = None,
   ):
     """Takes trained networks; `load` takes a workdir."""
     self.model = model
@@ -107,12 +142,17 @@ class Detector:
     self.thresholds = thresholds
     self.batch_size = batch_size
     self.resize = resize
+    self.roi = roi
+    self.resolution = resolution
+    if resolution not in ('', 0):
+      self.resolution = sizes.pair(resolution)
 
     def score(
-      variables: Mapping[str, Any], images: UInt8[Array, 'b h w 3']
+      variables: Mapping[str, Any], images: UInt8[Array, 'b h w c']
     ) -> tuple[
       Float[Array, 'b h w 3'] | None, Float[Array, 'b h w'], Float[Array, 'b']
     ]:
+      images, region = roi_lib.split(images)
       images = images.astype(jnp.float32) / 255
       output = model.apply(variables, images, train=False)
       maps, scores = map_and_score(
@@ -121,10 +161,25 @@ class Detector:
         map_name=score_map,
         window=score_window,
         image_score_name=score_image,
+        region=region,
       )
       return output.reconstruction, maps, scores
 
-    self._score = jax.jit(score)
+    def look(
+      variables: Mapping[str, Any], images: UInt8[Array, 'b h w 3']
+    ) -> tuple[
+      Float[Array, 'b h w 3'] | None,
+      Float[Array, 'b h w'],
+      Float[Array, 'b'] | None,
+    ]:
+      images = images.astype(jnp.float32) / 255
+      output = model.apply(variables, images, train=False)
+      # Smoothed, if they are, once they are blended.
+      maps = MAPS[score_map].compute(output, images)
+      decide = IMAGE_SCORES[score_image].compute
+      return output.reconstruction, maps, decide and decide(output)
+
+    self._score, self._look = jax.jit(score), jax.jit(look)
 
   @classmethod
   def load(
@@ -170,6 +225,8 @@ class Detector:
       thresholds=read_thresholds(workdir),
       batch_size=batch_size or config['eval']['batch_size'],
       resize=config['data']['resize'],
+      resolution=config['data']['resolution'],
+      roi=roi_lib.of_run(config['data']['roi'], workdir),
     )
 
   def with_thresholds(
@@ -202,6 +259,29 @@ class Detector:
     )
     return changed
 
+  def with_roi(self, source: str | os.PathLike[str]) -> 'Detector':
+    """The same detector, of pictures where the object is elsewhere.
+
+    The thresholds stay.
+
+    Args:
+      source: as `config.data.roi`: an image that is white where the object is,
+        a folder with one per picture, by name, or `'auto'`.
+
+    Raises:
+      UserError: if there is nothing of that name, or this detector looks at
+        pictures by tiles or decides about them whole.
+    """
+    if self.is_tiled or not self._scores_by_map:
+      raise UserError(
+        'a region of interest is for networks that see pictures resized to'
+        " config.image_size (config.data.resolution='') and score them by their"
+        " map (config.score.image='window'): leave it out"
+      )
+    changed = copy.copy(self)
+    changed.roi = roi_lib.read(os.fspath(source))
+    return changed
+
   def with_batch_size(self, batch_size: int) -> 'Detector':
     """The same detector with another number of images a call, at least 1."""
     changed = copy.copy(self)
@@ -230,28 +310,73 @@ class Detector:
       scoring += f' {self.score_image}'
     if self.resize != 'bilinear':
       scoring += f' {self.resize}'
+    if self.is_tiled:
+      scoring += f' at {self.resolution}'
+    if self.roi is not None:
+      scoring += f' inside {self.roi.fingerprint()}'
     checksum = zlib.crc32(scoring.encode())
     for leaf in jax.tree.leaves(self.variables):
       checksum = zlib.crc32(np.ascontiguousarray(leaf), checksum)
     return f'{checksum:08x}'
 
+  @property
+  def is_tiled(self) -> bool:
+    """Whether pictures may be larger than what the networks see at a time."""
+    return self.resolution != '' and self.resolution != self.image_size
+
+  def size_of(self, shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width at which a picture is looked at.
+
+    Args:
+      shape: its own height and width first.
+    """
+    if not self.is_tiled:
+      return self.image_size
+    return self.resolution or (shape[0], shape[1])
+
+  @property
+  def channels(self) -> int:
+    """Channels of prepared images: a fourth one says where the object is."""
+    return 3 if self.roi is None else 4
+
   def prepare(
-    self, image: UInt8[np.ndarray, 'h w 3']
-  ) -> UInt8[np.ndarray, '{self.image_size[0]} {self.image_size[1]} 3']:
-    """An image of any size as the networks see it."""
-    return resizing.resize(image, self.image_size, self.resize)
+    self, image: UInt8[np.ndarray, 'h w 3'], name: str = ''
+  ) -> UInt8[np.ndarray, 'h2 w2 c']:
+    """An image of any size as the networks see it, of the size `size_of`.
+
+    Args:
+      image: RGB.
+      name: of its file, where each image has a region of its own.
+
+    Raises:
+      UserError: if there is no region of that name.
+    """
+    prepared = resizing.resize(image, self.size_of(image.shape), self.resize)
+    return self.roi.add(prepared, name) if self.roi else prepared
 
   def prepare_picture(
-    self, picture: encoded.Picture
-  ) -> UInt8[np.ndarray, '{self.image_size[0]} {self.image_size[1]} 3']:
+    self, picture: encoded.Picture, name: str = ''
+  ) -> UInt8[np.ndarray, 'h2 w2 c']:
     """The same of a picture that is never whole in memory."""
-    return resizing.resize_picture(picture, self.image_size, self.resize)
+    size = self.size_of(picture.shape)
+    prepared = resizing.resize_picture(picture, size, self.resize)
+    return self.roi.add(prepared, name) if self.roi else prepared
 
-  def score(self, images: UInt8[np.ndarray, 'n h w 3']) -> Iterator[Scored]:
+  def prepared_rows(self, picture: encoded.Picture) -> tiles.Rows:
+    """The same, of which rows are made when they are asked for, if it can be.
+
+    Only a picture that is looked at in its own size need not be whole.
+    """
+    if self.size_of(picture.shape) == picture.shape:
+      return picture.rows
+    prepared = self.prepare_picture(picture)
+    return lambda top, bottom: prepared[top:bottom]
+
+  def score(self, images: UInt8[np.ndarray, 'n h w c']) -> Iterator[Scored]:
     """Scores prepared images, one batch after the other.
 
     Args:
-      images: uint8 [n, *image_size, 3], RGB.
+      images: uint8 [n, *image_size, channels], as `prepare` gives them.
 
     Yields:
       Batches of `batch_size`, in order. The networks see the last one padded,
@@ -259,25 +384,26 @@ class Detector:
 
     Raises:
       UserError: if the networks give no numbers, which would be called good.
+      ValueError: if the images do not say where the object is, but `roi` does.
     """
+    if images.shape[-1] != self.channels:
+      raise ValueError(
+        f'images have {images.shape[-1]} channels: {self.channels} are wanted,'
+        ' as Detector.prepare gives them'
+      )
     for start in range(0, max(len(images), 1), self.batch_size):
       batch = images[start : start + self.batch_size]
       padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
       padded[: len(batch)] = batch
       outputs = jax.device_get(self._score(self.folded, padded))
-      if not all(np.isfinite(output).all() for output in outputs[1:]):
-        raise UserError(
-          'the networks give maps or scores that are no numbers: their weights'
-          ' are damaged, or the training has diverged: restore them from a'
-          ' backup, or train again with a lower config.learning_rate'
-        )
+      _check_numbers(outputs[1:])
       yield Scored(
         *(
           None if output is None else output[: len(batch)] for output in outputs
         )
       )
 
-  def score_all(self, images: UInt8[np.ndarray, 'n h w 3']) -> Scored:
+  def score_all(self, images: UInt8[np.ndarray, 'n h w c']) -> Scored:
     """As `score`, with all batches joined."""
     batches = list(self.score(images))
     parts = [
@@ -288,9 +414,143 @@ class Detector:
       *(None if part[0] is None else np.concatenate(part) for part in parts)
     )
 
+  def score_whole(
+    self,
+    prepared: UInt8[np.ndarray, 'h w 3'],
+    *,
+    with_reconstruction: bool = False,
+  ) -> Whole:
+    """Scores one prepared picture, by tiles if it is not a tile.
+
+    Args:
+      prepared: as `prepare` gives it.
+      with_reconstruction: whether that is wanted, too.
+
+    Raises:
+      UserError: if the networks give no numbers.
+    """
+    maps, seen = [], []
+    score = self.scan(
+      lambda top, bottom: prepared[top:bottom],
+      prepared.shape[:2],
+      maps.append,
+      see=seen.append if with_reconstruction else None,
+    )
+    return Whole(
+      np.concatenate(maps), score, np.concatenate(seen) if seen else None
+    )
+
+  def scan(
+    self,
+    rows: tiles.Rows,
+    shape: tuple[int, int],
+    take: Callable[[Float[np.ndarray, '_ w']], Any],
+    *,
+    see: Callable[[UInt8[np.ndarray, '_ w 3']], Any] | None = None,
+  ) -> float:
+    """The same of a picture that need never be whole in memory.
+
+    Tiles are scored `batch_size` at a time, of a picture with fewer of them the
+    power of two that they fit in.
+
+    Args:
+      rows: gives rows of the prepared picture from one to before another.
+      shape: its height and width.
+      take: is given its map, in strips from top to bottom.
+      see: is given its reconstruction in the same way, if there is one.
+
+    Returns:
+      The score: of the whole map; or, of networks that decide, the highest of
+      any tile.
+
+    Raises:
+      UserError: if the networks give no numbers.
+    """
+    if shape == self.image_size:
+      scored = self.with_batch_size(1).score_all(rows(0, shape[0])[None])
+      take(scored.anomaly_map[0])
+      if see is not None and scored.reconstruction is not None:
+        see(_as_levels(scored.reconstruction[0]))
+      return float(scored.score[0])
+    tiling = tiles.cover(shape, self.image_size)
+    decisions = []
+    looked = self._look_at(
+      tiles.cut(rows, tiling),
+      tiling.count,
+      decisions.append,
+      with_reconstruction=see is not None,
+    )
+
+    def separate() -> Iterator[Float[np.ndarray, '_ w']]:
+      for strip in tiles.blend(tiling, looked):
+        if strip.shape[2] > 1:
+          see(_as_levels(strip[..., 1:]))
+        yield strip[..., 0]
+
+    def give(
+      strips: Iterable[Float[np.ndarray, '_ w']],
+    ) -> Iterator[Float[np.ndarray, '_ w']]:
+      for strip in strips:
+        take(strip)
+        yield strip
+
+    maps, window = separate(), self.score_window
+    if MAPS[self.score_map].is_smoothed:
+      averaged = give(tiles.local_means(maps, window=window))
+    else:
+      averaged = tiles.local_means(give(maps), window=window)
+    # All of them, whatever the score is read of.
+    score = max(float(means.max()) for means in averaged)
+    return max(decisions) if decisions else score
+
+  def _look_at(
+    self,
+    pictures: Iterator[UInt8[np.ndarray, 'h w 3']],
+    count: int,
+    decide: Callable[[float], Any],
+    *,
+    with_reconstruction: bool,
+  ) -> Iterator[Float[np.ndarray, 'h w c']]:
+    """The map of each tile, and behind it, as channels, its reconstruction.
+
+    While the device looks at a batch the next one is cut out.
+    """
+    size = min(self.batch_size, 1 << (count - 1).bit_length())
+
+    def begun() -> Iterator[tuple[int, Any]]:
+      while batch := list(itertools.islice(pictures, size)):
+        padded = np.zeros((size, *self.image_size, 3), np.uint8)
+        padded[: len(batch)] = batch
+        yield len(batch), self._look(self.folded, padded)
+
+    for number, (seen, maps, decisions) in _one_ahead(begun()):
+      seen = seen if with_reconstruction else None
+      seen, maps, decisions = jax.device_get((seen, maps, decisions))
+      _check_numbers((maps,) if decisions is None else (maps, decisions))
+      for index in range(number):
+        if decisions is not None:
+          decide(float(decisions[index]))
+        parts = [maps[index, ..., None]]
+        if seen is not None:
+          parts.append(seen[index].astype(np.float32))
+        yield np.concatenate(parts, axis=-1)
+
+  def compile_tiles(self) -> None:
+    """Compiles the programs that scan pictures of whatever size."""
+    self.score_all(np.zeros((1, *self.image_size, 3), np.uint8))
+    size = 1
+    while True:
+      size = min(size, self.batch_size)
+      shape = (size, *self.image_size, 3)
+      jax.block_until_ready(self._look(self.folded, np.zeros(shape, np.uint8)))
+      if size == self.batch_size:
+        return
+      size *= 2
+
   def choose_thresholds(
     self,
-    good_images: UInt8[np.ndarray, 'n h w 3'],
+    good_images: UInt8[np.ndarray, 'n h w c']
+    | Iterable[UInt8[np.ndarray, '_ _ 3']],
     *,
     source: str,
     quantile: float,
@@ -303,17 +563,31 @@ class Detector:
     quantile of the pixels alone would leave but the core of each defect.
 
     Args:
-      good_images: uint8 [n, *image_size, 3], without anomalies.
+      good_images: prepared, without anomalies. By tiles they are scored one
+        after the other, and the quantile of the pixels is rounded up by some
+        ten-thousandths of itself.
       source: what these images are, in words.
       quantile: share of the good images that shall pass as good.
-      pixel_quantile: share of the good pixels that shall pass as good.
+      pixel_quantile: share of the good pixels that shall pass as good, of those
+        where the object is.
     """
     maps, scores = [], []
-    for scored in self.score(good_images):
-      maps.append(scored.anomaly_map)
-      scores.append(scored.score)
-    image = float(np.quantile(np.concatenate(scores), quantile))
-    pixel = float(np.quantile(np.concatenate(maps), pixel_quantile))
+    if self.is_tiled:
+      counts = counted.Counts()
+      for good in good_images:
+        rows = lambda top, bottom, good=good: good[top:bottom]
+        scores.append(self.scan(rows, good.shape[:2], counts.add))
+      image = float(np.quantile(scores, quantile))
+      pixel = counts.quantile(pixel_quantile)
+    else:
+      for scored in self.score(good_images):
+        maps.append(scored.anomaly_map)
+        scores.append(scored.score)
+      image = float(np.quantile(np.concatenate(scores), quantile))
+      pixels = np.concatenate(maps)
+      if self.roi is not None:
+        pixels = pixels[roi_lib.region(good_images)]
+      pixel = float(np.quantile(pixels, pixel_quantile))
     self.thresholds = Thresholds(
       image=image,
       pixel=self._cap(pixel, image),
@@ -386,19 +660,58 @@ class Detector:
       ValueError: if `images` has another shape, type or range.
     """
     self.check_thresholds()
-    batch = _as_uint8_batch(images)
-    count, size = len(batch), batch.shape[1:3]
-    small = np.zeros((count, *self.image_size, 3), np.uint8)
-    for index, image in enumerate(batch):
-      small[index] = self.prepare(image)
-    fitted = self.with_batch_size(min(count, self.batch_size))
-    scored = fitted.score_all(small)
-    maps = np.zeros((count, *size), np.float32)
-    mask = np.zeros((count, *size), bool)
-    for index, score in enumerate(scored.score.tolist()):
-      maps[index] = resize_map(scored.anomaly_map[index], size)
+    maps, scores = self.map_and_score(_as_uint8_batch(images))
+    mask = np.zeros(maps.shape, bool)
+    for index, score in enumerate(scores.tolist()):
       mask[index] = self.find_mask(maps[index], score)
-    return Prediction(maps, scored.score, self.is_anomalous(scored.score), mask)
+    return Prediction(maps, scores, self.is_anomalous(scores), mask)
+
+  def map_and_score(
+    self, images: UInt8[np.ndarray, 'b h w 3']
+  ) -> tuple[Float[np.ndarray, 'b h w'], Float[np.ndarray, 'b']]:
+    """The maps, in the size of the images, and the scores.
+
+    Args:
+      images: of any size.
+    """
+    count, size = len(images), images.shape[1:3]
+    maps = np.zeros((count, *size), np.float32)
+    if self.is_tiled:
+      scores = np.zeros(count, np.float32)
+      for index, image in enumerate(images):
+        whole = self.score_whole(self.prepare(image))
+        maps[index] = resize_map(whole.anomaly_map, size)
+        scores[index] = whole.score
+      return maps, scores
+    small = np.zeros((count, *self.image_size, self.channels), np.uint8)
+    for index, image in enumerate(images):
+      small[index] = self.prepare(image)
+    scored = self.with_batch_size(min(count, self.batch_size)).score_all(small)
+    for index, small_map in enumerate(scored.anomaly_map):
+      maps[index] = resize_map(small_map, size)
+    return maps, scored.score
+
+
+def _check_numbers(arrays: Iterable[Float[np.ndarray, '...']]) -> None:
+  if not all(np.isfinite(array).all() for array in arrays):
+    raise UserError(
+      'the networks give maps or scores that are no numbers: their weights are'
+      ' damaged, or the training has diverged: restore them from a backup, or'
+      ' train again with a lower config.learning_rate'
+    )
+
+
+def _as_levels(
+  reconstruction: Float[np.ndarray, 'h w 3'],
+) -> UInt8[np.ndarray, 'h w 3']:
+  return (np.clip(reconstruction, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
+  """The same items, of which the next one is begun before each is given."""
+  for item, following in itertools.pairwise(itertools.chain(items, [None])):
+    del following
+    yield item
 
 
 def resize_map(

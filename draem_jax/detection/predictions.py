@@ -44,7 +44,7 @@ REGIONS = 'predictions.json'
 _NOTES = 'regions.jsonl'
 _SETTINGS = 'predict.json'
 # What the settings of a folder say that was begun before there was a choice.
-_EARLIER = {'choice of boxes': False}
+_EARLIER = {'choice of boxes': False, 'longest side of overlays': 0}
 _HEADER = ['file', 'score', 'is_anomalous', 'area']
 _REGION_FIELDS = 'bbox', 'area', 'peak', 'segmentation'
 _SEPARATORS = ',', ';', '\t'

@@ -3,6 +3,10 @@
 Both in threads. At every stage only some batches of images are under way, and
 of these only so many pixels are kept, so that memory grows neither with their
 number nor, but for the one picture that is being decoded, with their size.
+
+A detector that looks at pictures by tiles takes some pictures at a time, each
+from its file to what is written of it, in strips; a map that is large waits in
+a file.
 """
 
 import collections
@@ -16,9 +20,9 @@ import pathlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import tqdm
@@ -27,11 +31,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from draem_jax import devices
 from draem_jax.data import encoded, files, images
+from draem_jax.detection import tiles
 from draem_jax.detection.detector import Detector
 from draem_jax.detection.predictions import Predictions
 from draem_jax.detection.regions import Finder, Region
 from draem_jax.errors import UserError
-from draem_jax.pictures import panels
+from draem_jax.pictures import panels, shrink
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +46,8 @@ _STRIP = 1 << 20
 # Pixels of all images that are kept from reading to drawing. What finds no room
 # is decoded a second time.
 _KEPT = 1 << 26
+# Pictures that are scored by tiles at a time.
+_TILED = 4
 
 _In, _Out = TypeVar('_In'), TypeVar('_Out')
 
@@ -51,7 +58,7 @@ class _Picture:
 
   name: str
   image: UInt8[np.ndarray, 'h w 3'] | None
-  prepared: UInt8[np.ndarray, 'h2 w2 3']
+  prepared: UInt8[np.ndarray, 'h2 w2 c']
   anomaly_map: Float[np.ndarray, 'h2 w2'] | None = None
   score: float | None = None
 
@@ -72,6 +79,7 @@ def score_files(
   predictions: Predictions,
   *,
   with_boxes: bool = False,
+  overlay_side: int = 0,
 ) -> int:
   """Scores the images that have no row; returns how many are unreadable.
 
@@ -80,6 +88,8 @@ def score_files(
     found: the images.
     predictions: where to write.
     with_boxes: whether overlays have the boxes of the regions in them.
+    overlay_side: pixels of the longer side of overlays, at most; 0 for those of
+      the images.
   """
   names = [name for name in found.names if name not in predictions.verdicts]
   _log.info(
@@ -92,21 +102,23 @@ def score_files(
     detector.thresholds.source,
   )
   # The networks need not look at a whole batch for a few images.
-  detector = detector.with_batch_size(min(detector.batch_size, len(names)))
+  if not detector.is_tiled:
+    detector = detector.with_batch_size(min(detector.batch_size, len(names)))
+  score = _score_by_tiles if detector.is_tiled else _score
   progress = _Progress(len(found.names), len(found.names) - len(names))
   bits_in_use = {}
   with (
     logging_redirect_tqdm([logging.getLogger('draem_jax')]),
     contextlib.closing(progress),
     contextlib.closing(
-      _score(
+      score(
         detector,
         found.root,
         names,
         predictions,
         progress,
         bits_in_use,
-        with_boxes,
+        {'with_boxes': with_boxes, 'side': overlay_side},
       )
     ) as rows,
   ):
@@ -145,7 +157,7 @@ def _score(
   predictions: Predictions,
   progress: '_Progress',
   bits_in_use: dict[str, int],
-  with_boxes: bool,
+  overlay: Mapping[str, Any],
 ) -> Iterator[_Row | UserError]:
   """Reads, scores and writes the pictures; the rows come in order.
 
@@ -160,7 +172,8 @@ def _score(
         if picture.bits_in_use is not None:
           bits_in_use[name] = picture.bits_in_use
         image = picture.rgb() if kept.take(picture.shape) else None
-        return _Picture(name, image, prepare(picture))
+        prepared = prepare(picture, name)
+        return _Picture(name, image, prepared)
     except UserError as error:
       return error
 
@@ -191,7 +204,7 @@ def _score(
     with contextlib.ExitStack() as stack:
       try:
         again = stack.enter_context(encoded.open_picture(path))
-        if not np.array_equal(prepare(again), picture.prepared):
+        if not np.array_equal(prepare(again, picture.name), picture.prepared):
           raise UserError(f'{path} has changed meanwhile: score it again')
       except UserError as error:
         return error
@@ -201,12 +214,7 @@ def _score(
     picture: _Picture, shape: tuple[int, int], rows: Callable[..., np.ndarray]
   ) -> _Row:
     drawing = Drawing(detector, picture.anomaly_map, picture.score, shape)
-    predictions.write_pictures(
-      picture.name,
-      overlay=drawing.overlay(rows, with_boxes=with_boxes),
-      levels=drawing.levels(),
-    )
-    return _Row(picture.name, picture.score, shape, drawing.regions)
+    return _draw(picture.name, drawing, rows, predictions, overlay)
 
   size = detector.batch_size
   with _pool(os.cpu_count() or 1) as pool, _pool(1) as device:
@@ -216,16 +224,67 @@ def _score(
     yield from _ahead(pool, write, scored, size)
 
 
+def _score_by_tiles(
+  detector: Detector,
+  root: pathlib.Path,
+  names: Iterable[str],
+  predictions: Predictions,
+  progress: '_Progress',
+  bits_in_use: dict[str, int],
+  overlay: Mapping[str, Any],
+) -> Iterator[_Row | UserError]:
+  """The same of pictures of which each is scored by tiles."""
+  del progress  # Nothing is skipped before it has a row.
+
+  def work(name: str) -> _Row | UserError:
+    with contextlib.ExitStack() as stack:
+      try:
+        picture = stack.enter_context(encoded.open_picture(root / name))
+      except UserError as error:
+        return error
+      if picture.bits_in_use is not None:
+        bits_in_use[name] = picture.bits_in_use
+      size = detector.size_of(picture.shape)
+      # Where the map will be written, too, there is room.
+      spool = stack.enter_context(tiles.Spool(size, predictions.folder))
+      rows = detector.prepared_rows(picture)
+      score = detector.scan(rows, size, spool.add)
+      drawing = Drawing(detector, spool, score, picture.shape)
+      return _draw(name, drawing, picture.rows, predictions, overlay)
+
+  count = min(_TILED, os.cpu_count() or 1)
+  with _pool(count) as pool:
+    yield from _ahead(pool, work, names, count)
+
+
+def _draw(
+  name: str,
+  drawing: 'Drawing',
+  rows: Callable[..., np.ndarray],
+  predictions: Predictions,
+  overlay: Mapping[str, Any],
+) -> _Row:
+  """Writes the pictures of an image; what is left to write is its row."""
+  predictions.write_pictures(
+    name, overlay=drawing.overlay(rows, **overlay), levels=drawing.levels()
+  )
+  return _Row(name, drawing.score, drawing.shape, drawing.regions)
+
+
 class Drawing:
   """What there is to see of an image, made strip by strip.
 
   All is in its own pixels, and no array as large as it is made.
+
+  Attributes:
+    score: of the image.
+    shape: its height and width.
   """
 
   def __init__(
     self,
     detector: Detector,
-    anomaly_map: Float[np.ndarray, 'h w'],
+    anomaly_map: Float[np.ndarray, 'h w'] | tiles.Spool,
     score: float,
     shape: tuple[int, int],
   ):
@@ -233,12 +292,14 @@ class Drawing:
 
     Args:
       detector: with thresholds.
-      anomaly_map: of the image, at the networks' size.
+      anomaly_map: of the image, at the size at which it was looked at.
       score: of the image.
       shape: the image's height and width.
     """
-    self._detector, self._score = detector, score
-    self._small_map, self._shape = anomaly_map, shape
+    self._detector, self.score, self.shape = detector, score, shape
+    if isinstance(anomaly_map, tiles.Spool) and anomaly_map.shape != shape:
+      anomaly_map = anomaly_map.rows(0, anomaly_map.shape[0])
+    self._looked_at = anomaly_map
     # Most images are a single strip, of which the map is made once.
     self._map = functools.lru_cache(1)(self._make_map)
 
@@ -253,33 +314,47 @@ class Drawing:
     return finder.regions()
 
   def overlay(
-    self, rows: Callable[..., np.ndarray], *, with_boxes: bool = False
+    self,
+    rows: Callable[..., np.ndarray],
+    *,
+    with_boxes: bool = False,
+    side: int = 0,
   ) -> Iterator[UInt8[np.ndarray, 'h w 3']]:
     """The image with its heat map, and the anomalous pixels outlined.
 
     Args:
       rows: gives the image's rows from one to before another.
       with_boxes: whether the boxes of the regions are drawn, too.
+      side: pixels of the longer side, at most; 0 for those of the image.
     """
+    block = shrink.factor(self.shape, side)
     boxes = [region.box for region in self.regions] if with_boxes else []
-    for begin, end, inner in self._strips():
-      anomaly_map = self._map(begin, end)
-      overlay = panels.heat_map_overlay(rows(begin, end), anomaly_map)
+    boxes = [_shrink_box(box, block) for box in boxes]
+    shape = tuple(-(-length // block) for length in self.shape)
+    for begin, end, inner in self._strips(block):
+      anomaly_map = shrink.peaks(self._map(begin, end), block)
+      picture = shrink.means(rows(begin, end), block)
+      overlay = panels.heat_map_overlay(picture, anomaly_map)
       if self._is_anomalous:
         overlay = panels.draw_outline(overlay, self._find_mask(anomaly_map))
       if boxes:
-        panels.draw_boxes(overlay, boxes, top=begin, shape=self._shape)
+        panels.draw_boxes(overlay, boxes, top=begin // block, shape=shape)
       yield overlay[inner]
 
-  def levels(self) -> Iterator[UInt16[np.ndarray, 'h w']]:
-    """The anomaly map, 65535 for 1."""
-    for begin, end, inner in self._strips():
-      anomaly_map = self._map(begin, end)[inner]
+  def levels(self, *, side: int = 0) -> Iterator[UInt16[np.ndarray, 'h w']]:
+    """The anomaly map, 65535 for 1.
+
+    Args:
+      side: pixels of the longer side, at most; 0 for those of the image.
+    """
+    block = shrink.factor(self.shape, side)
+    for begin, end, inner in self._strips(block):
+      anomaly_map = shrink.peaks(self._map(begin, end), block)[inner]
       yield (np.clip(anomaly_map, 0, 1) * 65535 + 0.5).astype(np.uint16)
 
   @functools.cached_property
   def _is_anomalous(self) -> bool:
-    return bool(self._detector.is_anomalous(np.array([self._score])).all())
+    return bool(self._detector.is_anomalous(np.array([self.score])).all())
 
   @functools.cached_property
   def _peak(self) -> float:
@@ -291,23 +366,40 @@ class Drawing:
     self, anomaly_map: Float[np.ndarray, 'h w']
   ) -> Bool[np.ndarray, 'h w']:
     """The anomalous pixels of a strip of the map."""
-    return self._detector.find_mask(anomaly_map, self._score, peak=self._peak)
+    return self._detector.find_mask(anomaly_map, self.score, peak=self._peak)
 
-  def _strips(self) -> Iterator[tuple[int, int, slice]]:
-    """Rows to look at, with one on each side to outline, and those meant."""
-    height, width = self._shape
-    step = max(1, _STRIP // width)
+  def _strips(self, block: int = 1) -> Iterator[tuple[int, int, slice]]:
+    """Rows to look at, with one on each side to outline, and those meant.
+
+    Args:
+      block: rows that become one, of which those meant are told.
+    """
+    height, width = self.shape
+    step = max(1, _STRIP // (width * block)) * block
     for top in range(0, height, step):
       bottom = min(top + step, height)
-      begin, end = max(0, top - 1), min(height, bottom + 1)
-      yield begin, end, slice(top - begin, bottom - begin)
+      begin, end = max(0, top - block), min(height, bottom + block)
+      first = (top - begin) // block
+      yield begin, end, slice(first, first + -(-(bottom - top) // block))
 
   def _make_map(self, begin: int, end: int) -> Float[np.ndarray, 'h w']:
+    if isinstance(self._looked_at, tiles.Spool):
+      return self._looked_at.rows(begin, end)
     return images.resize_bilinear(
-      self._small_map[..., None],
-      self._shape,
+      self._looked_at[..., None],
+      self.shape,
       rows=slice(begin, end),
     )[..., 0]
+
+
+def _shrink_box(
+  box: tuple[int, int, int, int], block: int
+) -> tuple[int, int, int, int]:
+  """The box of the blocks that a box touches."""
+  left, top, width, height = box
+  right, bottom = -(-(left + width) // block), -(-(top + height) // block)
+  left, top = left // block, top // block
+  return left, top, right - left, bottom - top
 
 
 class _Kept:

@@ -86,8 +86,10 @@ def serialize(
     score_map=score_map,
     image_size=detector.image_size,
     resize_way=detector.resize,
+    resolution=detector.resolution if detector.is_tiled else None,
     score_window=detector.score_window,
     channel_order=channel_order,
+    region=program.fixed_region(detector),
   )
   description = program.describe(
     detector, channel_order=channel_order, category=category

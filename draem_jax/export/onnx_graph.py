@@ -14,6 +14,7 @@ from jaxtyping import Float
 from onnx import TensorProto, helper, numpy_helper
 
 from draem_jax import losses
+from draem_jax.detection import tiles
 from draem_jax.export import program
 
 # Of 2022: recent enough for integers where sizes are computed, and read by
@@ -35,7 +36,14 @@ class Output(NamedTuple):
 class Graph:
   """Nodes in the order of computation, and the constants among their inputs."""
 
-  def __init__(self):
+  def __init__(self, prefix: str = ''):
+    """Is empty.
+
+    Args:
+      prefix: of the names, in a graph inside of another, whose names it must
+        not take.
+    """
+    self._prefix = prefix
     self._nodes: list[onnx.NodeProto] = []
     self._constants: list[onnx.TensorProto] = []
 
@@ -57,7 +65,7 @@ class Graph:
     Returns:
       The name of the output.
     """
-    name = name or f'{operation}_{len(self._nodes)}'
+    name = name or f'{self._prefix}{operation}_{len(self._nodes)}'
     names = [x if isinstance(x, str) else self._constant(x) for x in inputs]
     self._nodes.append(
       helper.make_node(operation, names, [name], name, **attributes)
@@ -68,7 +76,7 @@ class Graph:
     array = np.asarray(value)
     is_integer = np.issubdtype(array.dtype, np.integer)
     array = array.astype(np.int64 if is_integer else np.float32)
-    name = f'constant_{len(self._constants)}'
+    name = f'{self._prefix}constant_{len(self._constants)}'
     self._constants.append(numpy_helper.from_array(array, name))
     return name
 
@@ -84,13 +92,7 @@ class Graph:
         size that is not known before, None one without a name.
       outputs: the same of nodes.
     """
-    graph = helper.make_graph(
-      self._nodes,
-      'draem',
-      [helper.make_tensor_value_info(k, *v) for k, v in inputs.items()],
-      [helper.make_tensor_value_info(k, *v) for k, v in outputs.items()],
-      self._constants,
-    )
+    graph = self.as_proto('draem', inputs, outputs)
     opsets = [helper.make_opsetid('', _OPSET)]
     model = helper.make_model(
       graph,
@@ -102,6 +104,21 @@ class Graph:
     onnx.checker.check_model(model, full_check=True)
     return model
 
+  def as_proto(
+    self,
+    name: str,
+    inputs: Mapping[str, tuple[int, Sequence[int | str | None] | None]],
+    outputs: Mapping[str, tuple[int, Sequence[int | str | None] | None]],
+  ) -> onnx.GraphProto:
+    """The graph alone; the arguments are a name and those of `model`."""
+    return helper.make_graph(
+      self._nodes,
+      name,
+      [helper.make_tensor_value_info(k, *v) for k, v in inputs.items()],
+      [helper.make_tensor_value_info(k, *v) for k, v in outputs.items()],
+      self._constants,
+    )
+
 
 def make_model(
   params: Params,
@@ -112,6 +129,8 @@ def make_model(
   resize_way: str,
   score_window: int,
   channel_order: str,
+  resolution: int | tuple[int, int] | None = None,
+  region: Float[np.ndarray, '1 h w'] | None = None,
 ) -> onnx.ModelProto:
   """A detector from images of any size to maps of that size and scores.
 
@@ -123,7 +142,24 @@ def make_model(
     resize_way: to that size, of `resizing.WAYS`.
     score_window: pixels a side of the mean filter of the score.
     channel_order: of the images that the model shall expect.
+    resolution: 0 to look at images at their own size by tiles, or the height
+      and width to do so at; None to resize them to `image_size`.
+    region: 1 where anomalies count; only of images that are resized.
   """
+  if resolution is not None:
+    graph = Graph()
+    add_tiled(
+      graph,
+      lambda inner, image: MAPS[score_map](
+        inner, NETWORKS[model_name](inner, params, image), image
+      ),
+      image_size=image_size,
+      resize_way=resize_way,
+      resolution=resolution,
+      score_window=score_window,
+      channel_order=channel_order,
+    )
+    return finish(graph)
   graph = Graph()
   image = prepare(
     graph,
@@ -134,12 +170,20 @@ def make_model(
   )
   output = NETWORKS[model_name](graph, params, image)
   small_map = MAPS[score_map](graph, output, image)
+  if region is not None:
+    small_map = graph.add('Mul', small_map, region[None])
   anomaly_map, score = program.OUTPUTS
   add_score(graph, small_map, score_window, name=score)
   height, width = (_size(graph, program.INPUT, axis) for axis in (1, 2))
   large_map = resize(graph, small_map, axis=3, size=width)
   large_map = resize(graph, large_map, axis=2, size=height)
   graph.add('Squeeze', large_map, [1], name=anomaly_map)
+  return finish(graph)
+
+
+def finish(graph: Graph) -> onnx.ModelProto:
+  """The model of a graph that has the nodes of `program.OUTPUTS`."""
+  anomaly_map, score = program.OUTPUTS
   return graph.model(
     {program.INPUT: (TensorProto.UINT8, ['b', 'h', 'w', 3])},
     {
@@ -147,6 +191,169 @@ def make_model(
       score: (TensorProto.FLOAT, ['b']),
     },
   )
+
+
+def add_tiled(
+  graph: Graph,
+  look: Callable[[Graph, str], str],
+  *,
+  image_size: tuple[int, int],
+  resize_way: str,
+  resolution: int | tuple[int, int],
+  score_window: int,
+  channel_order: str,
+) -> None:
+  """Adds a detector that looks at pictures by tiles, as the program in JAX.
+
+  A row of tiles is a batch of the networks, and rows take turns in a loop.
+
+  Args:
+    graph: what to add to.
+    look: adds the networks and the map of tiles, [b 3 h w], to a graph.
+    image_size: height and width of a tile.
+    resize_way: to `resolution`, of `resizing.WAYS`.
+    resolution: height and width to look at images at; 0 for their own.
+    score_window: pixels a side of the mean filter of the score.
+    channel_order: of the images that the graph shall expect.
+  """
+  add, x = graph.add, program.INPUT
+  (down, across), (anomaly_map, score) = image_size, program.OUTPUTS
+  if resolution:
+    x = shrink(graph, x, resolution) if resize_way == 'area' else x
+    for axis in (2, 1):
+      x = resize(graph, x, axis=axis, size=resolution[axis - 1])
+    x = add('Floor', add('Add', x, 0.5))
+  height, width = (_size(graph, x, axis) for axis in (1, 2))
+  rows = _tile_places(graph, height, down)
+  columns = add('Reshape', _tile_places(graph, width, across), [-1])
+  chosen, weights = _choose(graph, width, across)
+
+  inner = Graph('row_')
+  places = inner.add('Gather', rows, 'row_number')
+  strip = inner.add('Gather', x, places, axis=1)
+  strip = inner.add('Gather', strip, columns, axis=2)
+  strip = inner.add('Reshape', strip, [0, 0, -1, across, 3])
+  strip = inner.add('Transpose', strip, perm=[0, 2, 4, 1, 3])
+  tiles_of_row = inner.add('Reshape', strip, [-1, 3, down, across])
+  if channel_order == 'bgr':
+    tiles_of_row = inner.add('Gather', tiles_of_row, [2, 1, 0], axis=1)
+  tiles_of_row = inner.add('Div', _to_float(inner, tiles_of_row), 255.0)
+  # [b n 1 h w], for what a row of [b n] is not known before.
+  shape = inner.add('Shape', strip, start=0, end=2)
+  shape = inner.add('Concat', shape, [down, across], axis=0)
+  maps = inner.add('Reshape', look(inner, tiles_of_row), shape)
+  maps = inner.add('Transpose', maps, perm=[0, 2, 1, 3])
+  maps = inner.add('Reshape', maps, [0, 0, -1])
+  _blend(inner, maps, chosen, weights, axis=2, name='row_map')
+  inner.add('Identity', 'row_condition', name='row_goes_on')
+  body = inner.as_proto(
+    'row',
+    {
+      'row_number': (TensorProto.INT64, []),
+      'row_condition': (TensorProto.BOOL, []),
+    },
+    {
+      'row_goes_on': (TensorProto.BOOL, []),
+      'row_map': (TensorProto.FLOAT, [None, down, None]),
+    },
+  )
+  maps = add('Loop', _size(graph, rows, 0), '', body=body)
+  maps = add('Transpose', maps, perm=[1, 0, 2, 3])
+  maps = add(
+    'Reshape', maps, add('Concat', [0, -1], _line(graph, width), axis=0)
+  )
+  maps = _blend(graph, maps, *_choose(graph, height, down), axis=1)
+  maps = add('Unsqueeze', maps, [1])
+  add_score(graph, maps, score_window, name=score)
+  if resolution:
+    old_height, old_width = (_size(graph, program.INPUT, a) for a in (1, 2))
+    maps = resize(graph, maps, axis=3, size=old_width)
+    maps = resize(graph, maps, axis=2, size=old_height)
+  add('Squeeze', maps, [1], name=anomaly_map)
+
+
+def _starts(graph: Graph, length: str, tile: int) -> tuple[str, str]:
+  """The number of the tiles along an axis, and where each begins."""
+  add, shared = graph.add, tiles.overlap(tile)
+  step = tile - shared
+  count = add('Div', add('Add', length, step - 1 - shared), step)
+  count = add('Max', count, 1)
+  starts = add('Mul', add('Range', 0, count, 1), step)
+  return count, add('Min', starts, add('Max', add('Sub', length, tile), 0))
+
+
+def _tile_places(graph: Graph, length: str, tile: int) -> str:
+  """As `program.tile_places`."""
+  add = graph.add
+  _, starts = _starts(graph, length, tile)
+  places = add('Add', add('Unsqueeze', starts, [1]), np.arange(tile)[None])
+  period = add('Mul', length, 2)
+  places = add('Mod', places, period)
+  return add('Min', places, add('Sub', add('Sub', period, 1), places))
+
+
+def _choose(
+  graph: Graph, length: str, tile: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """What `program.blend` looks up of each pixel, and how much it counts."""
+  add = graph.add
+  count, starts = _starts(graph, length, tile)
+  ramp = tiles.ramp(tile)
+  pixel, last = add('Range', 0, length, 1), add('Sub', count, 1)
+  first = add('Min', add('Div', pixel, tile - tiles.overlap(tile)), last)
+  second = add('Max', add('Sub', first, 1), 0)
+  # All as long as the axis.
+  last = add('Add', add('Mul', pixel, 0), last)
+  differs = lambda a, b: add('Not', add('Equal', a, b))
+  is_new = (
+    None,
+    add('Greater', first, 0),
+    add('And', differs(last, first), differs(last, second)),
+  )
+  chosen, weights = [], []
+  for number, condition in zip((first, second, last), is_new, strict=True):
+    offset = add('Sub', pixel, add('Gather', starts, number))
+    inside = add('Min', add('Max', offset, 0), tile - 1)
+    is_inside = add('Equal', offset, inside)
+    if condition is not None:
+      is_inside = add('And', is_inside, condition)
+    weight = _to_float(graph, is_inside)
+    for is_shared, way in (
+      (add('Greater', number, 0), ramp),
+      (add('Less', number, last), ramp[::-1]),
+    ):
+      way = add('Gather', way, inside)
+      weight = add('Mul', weight, add('Where', is_shared, way, 1.0))
+    chosen.append(add('Add', add('Mul', number, tile), inside))
+    weights.append(weight)
+  total = add('Sum', *weights)
+  return tuple(chosen), tuple(add('Div', each, total) for each in weights)
+
+
+def _blend(
+  graph: Graph,
+  x: str,
+  chosen: Sequence[str],
+  weights: Sequence[str],
+  *,
+  axis: int,
+  name: str = '',
+) -> str:
+  """Tiles as one, of three axes, by what `_choose` gives."""
+  parts = [
+    graph.add(
+      'Mul',
+      graph.add('Gather', x, places, axis=axis),
+      graph.add('Reshape', weight, [-1] + [1] * (2 - axis)),
+    )
+    for places, weight in zip(chosen, weights, strict=True)
+  ]
+  return graph.add('Sum', *parts, name=name)
+
+
+def _line(graph: Graph, number: str) -> str:
+  """A number as an array of one."""
+  return graph.add('Reshape', number, [1])
 
 
 def prepare(

@@ -66,6 +66,10 @@ def write(
 def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
   """The program, for any number of images of any size."""
 
+  if detector.is_tiled:
+    return _export(_tiled(detector, channel_order))
+  region = program.fixed_region(detector)
+
   def look(images: Float[Array, 'b h w 3']) -> program.MapAndScore:
     output = detector.model.apply(detector.folded, images, train=False)
     maps = score.make_map(
@@ -73,6 +77,7 @@ def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
       images,
       map_name=detector.score_map,
       window=detector.score_window,
+      region=region,
     )
     way = score.IMAGE_SCORES[detector.score_image]
     if way.compute:
@@ -82,6 +87,23 @@ def trace(detector: Detector, *, channel_order: str) -> jax.export.Exported:
     )
 
   predict = program.make_program(look, detector, channel_order=channel_order)
+  return _export(predict)
+
+
+def _tiled(detector: Detector, channel_order: str) -> program.Program:
+
+  def look(
+    tiles: Float[Array, 'b h w 3'],
+  ) -> tuple[Float[Array, 'b h w'], Float[Array, 'b'] | None]:
+    output = detector.model.apply(detector.folded, tiles, train=False)
+    decide = score.IMAGE_SCORES[detector.score_image].compute
+    maps = score.MAPS[detector.score_map].compute(output, tiles)
+    return maps, decide and decide(output)
+
+  return program.make_tiled_program(look, detector, channel_order=channel_order)
+
+
+def _export(predict: program.Program) -> jax.export.Exported:
   return jax.export.export(jax.jit(predict), platforms=_PLATFORMS)(
     program.symbolic_images()
   )

@@ -3,7 +3,6 @@
 import functools
 import pathlib
 
-import matplotlib
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -86,6 +85,9 @@ class Page:
 @functools.cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
   """The font that ships with matplotlib, so that it is there everywhere."""
+  # Here, as matplotlib takes a while to import, and few commands draw.
+  import matplotlib
+
   name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
   folder = pathlib.Path(matplotlib.get_data_path()) / 'fonts' / 'ttf'
   return ImageFont.truetype(str(folder / name), size)

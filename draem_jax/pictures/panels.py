@@ -10,11 +10,9 @@ import functools
 import pathlib
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 from PIL import Image, ImageColor
-from scipy import ndimage
 
 from draem_jax.pictures.canvas import GRAY, Page
 from draem_jax.workdir import storage
@@ -31,6 +29,8 @@ _ROW_NAME = 96
 # Pixels of the longer side of a tile: in panels, and where there are many.
 _MIN_TILE, _MAX_TILE = 256, 512
 _SMALL_TILE = 176
+# Images in which the region of interest is shown, and how many side by side.
+MAX_REGIONS, _REGION_COLUMNS = 12, 4
 # Opacity of the heat map where the map is 1, and how fast it is reached.
 _MAX_OPACITY = 0.7
 _OPACITY_GAIN = 1.8
@@ -109,6 +109,9 @@ def draw_outline(
 
   The line runs outside the mask, so that even a thin defect stays visible.
   """
+  # Here, as it takes a while to import, and few commands draw.
+  from scipy import ndimage
+
   mask = np.asarray(mask, bool)
   picture = picture.copy()
   around = ndimage.binary_dilation(mask, np.ones((3, 3))) & ~mask
@@ -159,7 +162,7 @@ def panel(
   name: str,
   label: bool | None = None,
   defect: str | None = None,
-  reconstruction: Float[np.ndarray, 'h w 3'] | None = None,
+  reconstruction: _Picture | None = None,
   mask: Bool[np.ndarray, 'h w'] | None = None,
   threshold: float | None = None,
 ) -> UInt8[np.ndarray, 'H W 3']:
@@ -208,12 +211,16 @@ def panel(
 
 def mistakes_gallery(
   *,
-  images: UInt8[np.ndarray, 'n h w 3'] | Float[np.ndarray, 'n h w 3'],
-  anomaly_maps: Float[np.ndarray, 'n h w'],
+  images: UInt8[np.ndarray, 'n h w 3']
+  | Float[np.ndarray, 'n h w 3']
+  | Sequence[UInt8[np.ndarray, '_ _ 3'] | Float[np.ndarray, '_ _ 3']],
+  anomaly_maps: Float[np.ndarray, 'n h w'] | Sequence[Float[np.ndarray, '_ _']],
   scores: Float[np.ndarray, 'n'],
   labels: Bool[np.ndarray, 'n'],
   names: Sequence[str],
-  masks: Bool[np.ndarray, 'n h w'] | None = None,
+  masks: Bool[np.ndarray, 'n h w']
+  | Sequence[Bool[np.ndarray, '_ _']]
+  | None = None,
   threshold: float | None = None,
   count: int = 6,
 ) -> UInt8[np.ndarray, 'H W 3']:
@@ -239,7 +246,8 @@ def mistakes_gallery(
   }
   cell = _SMALL_TILE + _GAP
   # Of strips, which would else stand in empty squares.
-  row = _fitted_size(images.shape[1:3], _SMALL_TILE)[1] + _GAP
+  shown = [images[index].shape for index in good[:count] + anomalous[:count]]
+  row = max(_fitted_size(each, _SMALL_TILE)[1] for each in shown) + _GAP
   heading, caption = 32, 56
   heights = [
     heading + (2 * row + caption if chosen else caption)
@@ -312,6 +320,26 @@ def simulated_sheet(
       for row in rows
     ]
   return grid(list(columns.items()))
+
+
+def region_sheet(
+  images: UInt8[np.ndarray, 'n h w 3'], inside: Bool[np.ndarray, 'n h w']
+) -> UInt8[np.ndarray, 'H W 3']:
+  """Where the object is in images: outlined, what is around it darker.
+
+  Args:
+    images: a few of them.
+    inside: True where the object is.
+  """
+  tile = _MIN_TILE
+  columns = [('inside of the line anomalies count', [])]
+  columns += [('', []) for _ in range(min(_REGION_COLUMNS, len(images)) - 1)]
+  for index, (image, region) in enumerate(zip(images, inside, strict=True)):
+    large = fit(image, tile)
+    region = fit_map(region, tile) >= 0.5
+    dark = np.where(region[..., None], large, large // 2)
+    columns[index % len(columns)][1].append(draw_outline(dark, region))
+  return grid(columns, tile=tile)
 
 
 def grid(
@@ -421,7 +449,10 @@ def _draw_scale(page: Page, corner: tuple[int, int], height: int) -> None:
   left, top = corner
   values = np.repeat(np.linspace(1, 0, height)[:, None], 10, axis=1)
   page.paste(colorize(values), corner)
-  for value, anchor in ((1, 'lt'), (0.5, 'lm'), (0, 'lb')):
+  labels = [(1, 'lt'), (0.5, 'lm'), (0, 'lb')]
+  if height < 36:  # Beside a strip there is no room for all, or for any.
+    labels = labels[::2] if height >= 24 else []
+  for value, anchor in labels:
     y = top + (1 - value) * (height - 1)
     page.write((left + 15, y), f'{value:g}', size=11, color=GRAY, anchor=anchor)
 
@@ -467,6 +498,8 @@ def _levels(anomaly_map: Float[np.ndarray, 'h w']) -> UInt8[np.ndarray, 'h w']:
 
 @functools.cache
 def _inferno() -> UInt8[np.ndarray, '256 3']:
+  import matplotlib
+
   colors = matplotlib.colormaps['inferno'](np.arange(256))[:, :3]
   return (colors * 255 + 0.5).astype(np.uint8)
 

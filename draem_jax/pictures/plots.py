@@ -6,12 +6,10 @@ nothing asks for a display.
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Shaped
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from draem_jax import metrics
 from draem_jax.curves import Curves, thin
@@ -150,7 +148,7 @@ def draw_series(
 
 
 def _plot_curves(
-  roc: Axes, precision: Axes, level: str, curves: Curves | None
+  roc: Any, precision: Any, level: str, curves: Curves | None
 ) -> None:
   """Adds both curves of one level; a line of the legend says if undefined."""
   color, line = _STYLES[level]
@@ -170,7 +168,7 @@ def _plot_curves(
 
 
 def _mark_threshold(
-  roc: Axes, precision: Axes, rates: metrics.Rates, threshold: float
+  roc: Any, precision: Any, rates: metrics.Rates, threshold: float
 ) -> None:
   """Marks where the threshold stands on the curves of images."""
   recall, false_alarms = rates.true_positive_rate, rates.false_positive_rate
@@ -190,14 +188,17 @@ def _mark_threshold(
     )
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float) -> Any:
   """An empty figure of this size in inches, with some air at its borders."""
+  # Here, as matplotlib takes a while to import, and few commands draw.
+  from matplotlib.figure import Figure
+
   figure = Figure(figsize=(width, height), dpi=_DPI, layout='constrained')
   figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
   return figure
 
 
-def _style(axes: Axes, title: str, x: str, y: str) -> None:
+def _style(axes: Any, title: str, x: str, y: str) -> None:
   """Title on the left, light grid, no box."""
   axes.set_title(title, loc='left', fontweight='bold', color=INK, fontsize=12)
   axes.set_xlabel(x, color=INK)
@@ -209,7 +210,9 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
   axes.spines[['left', 'bottom']].set_color(LIGHT)
 
 
-def _save(path: str | pathlib.Path, figure: Figure) -> None:
+def _save(path: str | pathlib.Path, figure: Any) -> None:
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+
   canvas = FigureCanvasAgg(figure)
   canvas.draw()
   panels.save_png(path, np.asarray(canvas.buffer_rgba())[..., :3].copy())

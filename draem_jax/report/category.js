@@ -156,15 +156,22 @@
     return element;
   };
 
-  const outline = (path) => {
+  /** Pictures may differ in size: then each says its own. */
+  const sizeOf = (image) => [
+    image.width ?? data.width,
+    image.height ?? data.height,
+  ];
+
+  const outline = (image) => {
     const svg = find('svg').cloneNode(false);
     svg.removeAttribute('id');
     svg.removeAttribute('hidden');
     svg.setAttribute('class', 'outline');
-    svg.setAttribute('viewBox', `0 0 ${data.width} ${data.height}`);
+    const [width, height] = sizeOf(image);
+    svg.setAttribute('viewBox', `0 0 ${width} ${height}`);
     svg.setAttribute('aria-hidden', 'true');
     const line = document.createElementNS(svg.namespaceURI, 'path');
-    line.setAttribute('d', path);
+    line.setAttribute('d', image.outline);
     svg.append(line);
     return svg;
   };
@@ -175,7 +182,7 @@
     for (const layer of layers) {
       if (!image[layer]) continue;
       if (layer === 'outline') {
-        parts.push(outline(image.outline));
+        parts.push(outline(image));
       } else {
         const element = picture(image[layer], parts.length ? '' : alt);
         element.className = layer;
@@ -215,7 +222,7 @@
   const makeCard = (image) => {
     const card = find('card').content.firstElementChild.cloneNode(true);
     card.querySelector('.picture').style.aspectRatio =
-      `${data.width} / ${data.height}`;
+      sizeOf(image).join(' / ');
     card.querySelector('.name').textContent = image.name;
     card.querySelector('.score').textContent = number(image.score);
     card.firstElementChild.addEventListener('click', () => openPanel(image));
@@ -339,7 +346,7 @@
       : 'Anomaly map';
     for (const frame of all('#panel .picture')) {
       const caption = frame.nextElementSibling.textContent;
-      frame.style.aspectRatio = `${data.width} / ${data.height}`;
+      frame.style.aspectRatio = sizeOf(image).join(' / ');
       const layers = frame.dataset.layers.split(' ');
       fillFrame(frame, image, layers, `${caption} of ${image.name}`);
     }

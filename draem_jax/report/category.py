@@ -173,7 +173,7 @@ def _tiles(evaluation: Evaluation) -> str:
   """The pictures of the panel, those that there are, as HTML."""
   captions = {'input': 'Input', 'reconstruction': 'Reconstruction'}
   captions |= {'heat': 'Heat map'}
-  if evaluation.scored.reconstruction is None:
+  if evaluation.drawn[0].reconstruction is None:
     del captions['reconstruction']
   tiles = [
     f'<figure><div class="picture" data-layers="{layer}"></div>'
@@ -196,7 +196,9 @@ def _data(evaluation: Evaluation) -> dict[str, Any]:
   """What the script reads: thresholds, and all there is of each image."""
   category, scored = evaluation.category, evaluation.scored
   threshold = evaluation.thresholds.image
-  count, height, width = scored.anomaly_map.shape
+  count, shapes = len(scored.score), [d.image.shape for d in evaluation.drawn]
+  # Of pictures of several sizes the largest.
+  height, width, _ = map(max, zip(*shapes, strict=True))
   side = pictures.picture_side(height, width, min(count, _MAX_PICTURES))
   sign = np.where(evaluation.labels, 1, -1)
   margin = (scored.score - threshold) * sign
@@ -210,19 +212,20 @@ def _data(evaluation: Evaluation) -> dict[str, Any]:
       'score': float(scored.score[index]),
     }
     if index in kept:
-      image = category.test_images[index]
-      anomaly_map = scored.anomaly_map[index]
+      drawn = evaluation.drawn[index]
       kinds = {
-        'input': image,
-        'heat': panels.heat_map_overlay(image, anomaly_map),
-        'map': panels.colorize(anomaly_map),
+        'input': drawn.image,
+        'heat': panels.heat_map_overlay(drawn.image, drawn.anomaly_map),
+        'map': panels.colorize(drawn.anomaly_map),
       }
-      if scored.reconstruction is not None:
-        kinds['reconstruction'] = scored.reconstruction[index]
+      if drawn.reconstruction is not None:
+        kinds['reconstruction'] = drawn.reconstruction
+      if drawn.image.shape != (height, width, 3):
+        entry['height'], entry['width'] = drawn.image.shape[:2]
       for name, picture in kinds.items():
         entry[name] = pictures.encode(picture, side)
-      if evaluation.masks is not None and evaluation.masks[index].any():
-        entry['outline'] = pictures.outline(evaluation.masks[index])
+      if drawn.mask is not None and drawn.mask.any():
+        entry['outline'] = pictures.outline(drawn.mask)
     return entry
 
   return {

@@ -25,7 +25,10 @@ _RATES = {
 
 
 def write_comparison(
-  path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]
+  path: str | pathlib.Path,
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  missing: Mapping[str, str] | None = None,
 ) -> None:
   """Writes one HTML file that compares categories.
 
@@ -35,6 +38,7 @@ def write_comparison(
   Args:
     path: of the file.
     rows: one of each category, as `results` describes them; of older runs, too.
+    missing: why other categories have no row, in words, by name.
   """
   path = pathlib.Path(path)
   averages, paper = results.average(rows)
@@ -43,7 +47,7 @@ def write_comparison(
     headline=escape(_headline(len(rows), averages, paper)),
     choices=_choices(rows),
     table=_table(path.parent, rows, averages, paper),
-    note=escape(_note(rows)),
+    note=escape(_note(rows, missing or {})),
     systems=numbers.systems_section(systems.beside_average(rows)),
     runs=_runs(rows),
   )
@@ -180,7 +184,7 @@ def _runs(rows: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
-def _note(rows: Sequence[Mapping[str, Any]]) -> str:
+def _note(rows: Sequence[Mapping[str, Any]], missing: Mapping[str, str]) -> str:
   """What the averages are over, and what a missing metric means."""
   text = (
     f'{numbers.paper_note()} Averages are over the categories that have the'
@@ -194,6 +198,9 @@ def _note(rows: Sequence[Mapping[str, Any]]) -> str:
       ' report of the category says why, or a version without it evaluated the'
       ' run.'
     )
+  if missing:
+    reasons = '; '.join(f'{name} {why}' for name, why in missing.items())
+    text += f' Not in the table: {names.shown(reasons)}.'
   return text
 
 

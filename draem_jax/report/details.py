@@ -36,6 +36,7 @@ _WIDTHS = {
 }
 _EPOCHS, _STEPS = 'num_epochs', 'num_steps'
 _TEXTURES = 'data.textures'
+_RESOLUTION = 'data.resolution'
 
 
 def paper_recipe() -> dict[str, Any]:
@@ -123,6 +124,9 @@ def _phrases(
     elif name == _TEXTURES and value != 'builtin':
       # Whose folder it was is nobody's business whom the report is sent to.
       phrases.append('textures from a folder of images (paper: dtd)')
+    elif name == _RESOLUTION:
+      size = _at(value)
+      phrases.append(f'crops of images {size} (paper: whole, resized)')
     else:
       words = name.replace('.', ' ').replace('_', ' ')
       theirs = _words(_plain(recipe[name]))
@@ -236,13 +240,22 @@ def _networks(config: Mapping[str, Any]) -> str:
   name = config.get('model.name', 'draem')
   # DRÆM is the two together; a network alone is called what it is.
   used = _WIDTHS.get(name, (name,))
+  seen = f'images of {size} pixels'
+  if config.get(_RESOLUTION, '') not in ('', config['image_size']):
+    seen = f'tiles of {size} pixels of images {_at(config[_RESOLUTION])}'
   widths = [
     f'width {config[field]} ({part})'
     for part in ('reconstructive', 'discriminative')
     if part in used and (field := f'model.{part}_width') in config
   ]
-  parts = [f'{name}, images of {size} pixels', ' and '.join(widths)]
+  parts = [f'{name}, {seen}', ' and '.join(widths)]
   return ', '.join(filter(None, [*parts, config.get('dtype')]))
+
+
+def _at(resolution: int | Sequence[int]) -> str:
+  if not resolution:
+    return 'at their own size'
+  return f'resized to {sizes.shown(resolution, " × ")} pixels'
 
 
 def _split(defects: Sequence[str], labels: Bool[np.ndarray, 'n']) -> str:

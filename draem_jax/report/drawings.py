@@ -3,10 +3,28 @@
 import logging
 import pathlib
 
+from draem_jax.data import roi
+from draem_jax.data.category import Category
 from draem_jax.evaluate import Evaluation
 from draem_jax.pictures import naming, panels, plots
 
 _log = logging.getLogger(__name__)
+
+
+def draw_regions(folder: str | pathlib.Path, category: Category) -> None:
+  """Draws where the object is in the first good images, if that is known.
+
+  Args:
+    folder: where `roi.png` goes.
+    category: whose images are to be trained on.
+  """
+  images = category.train_images
+  if getattr(images, 'shape', (3,))[-1] == 3:
+    return
+  path = pathlib.Path(folder) / roi.FILE
+  shown, inside = roi.split(images[: panels.MAX_REGIONS])
+  panels.save_png(path, panels.region_sheet(shown, inside))
+  _log.info('what config.data.roi takes for the object is in %s', path)
 
 
 def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
@@ -25,13 +43,12 @@ def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
   tops = {file[: file.find('/') + 1] for file in category.test_files}
   common = len(tops.pop()) if len(tops) == 1 else 0
   for index, file in enumerate(category.test_files):
+    drawn = evaluation.drawn[index]
     panel = panels.panel(
-      image=category.test_images[index],
-      reconstruction=None
-      if scored.reconstruction is None
-      else scored.reconstruction[index],
-      anomaly_map=scored.anomaly_map[index],
-      mask=None if evaluation.masks is None else evaluation.masks[index],
+      image=drawn.image,
+      reconstruction=drawn.reconstruction,
+      anomaly_map=drawn.anomaly_map,
+      mask=drawn.mask,
       score=float(scored.score[index]),
       threshold=threshold,
       label=bool(evaluation.labels[index]),
@@ -42,8 +59,8 @@ def draw(folder: str | pathlib.Path, evaluation: Evaluation) -> None:
     picture = naming.picture_name(file[common:])
     panels.save_png(folder / 'panels' / picture, panel)
   gallery = panels.mistakes_gallery(
-    images=category.test_images,
-    anomaly_maps=scored.anomaly_map,
+    images=[drawn.image for drawn in evaluation.drawn],
+    anomaly_maps=[drawn.anomaly_map for drawn in evaluation.drawn],
     masks=evaluation.masks,
     scores=scored.score,
     labels=evaluation.labels,

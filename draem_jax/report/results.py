@@ -206,11 +206,19 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def write_table(
-  path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]
+  path: str | pathlib.Path,
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  missing: Mapping[str, str] | None = None,
 ) -> None:
   """Writes the table of several categories as Markdown.
 
   Behind it follow the systems of the paper, where it has these categories.
+
+  Args:
+    path: of the file.
+    rows: one of each category; there may be none.
+    missing: why other categories have no row, in words, by name.
   """
   text = (
     '# Results\n\nIn percent; in parentheses the paper (tables 1, 2 and 4).\n\n'
@@ -220,12 +228,26 @@ def write_table(
       'TPR, TNR and accuracy (CA) are at the threshold of each detector, and at'
       '\nthe one of best F1, which is chosen on the test images.\n\n'
     )
-  text += format_table(rows) + '\n'
+  text += format_table(rows) + '\n' if rows else ''
+  if missing:
+    text += '\n' * bool(rows) + format_missing(missing) + '\n'
   beside = systems.beside_average(rows)
   if beside is not None:
     text += f'\n## Published systems\n\nIn percent. {beside.note}\n\n'
     text += _format_systems(beside) + '\n'
   storage.write_text(path, text)
+
+
+def format_missing(missing: Mapping[str, str]) -> str:
+  """A Markdown list of the categories that no table has a row of.
+
+  Args:
+    missing: why, in words, by category.
+  """
+  return '\n'.join(
+    ['Not in the table:', '']
+    + [names.shown(f'- {name} {why}') for name, why in missing.items()]
+  )
 
 
 def _format_systems(beside: systems.Beside) -> str:

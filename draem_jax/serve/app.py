@@ -2,11 +2,14 @@
 
 A picture is decoded and prepared in a thread, scored in a batch, and its
 regions and map are made in a thread again; its pixels are let go of once it is
-prepared. Whatever is sent, the answer is a status and one line that says why.
+prepared. Of a detector that looks at pictures by tiles one thread does all of
+it, and one picture at a time is in memory. Whatever is sent, the answer is a
+status and one line that says why.
 """
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import functools
 import io
@@ -15,7 +18,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent import futures
 from typing import Any
 
@@ -28,7 +31,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from draem_jax.data import encoded, png
-from draem_jax.detection import stream
+from draem_jax.detection import stream, tiles
 from draem_jax.detection.detector import Detector, resize_map
 from draem_jax.detection.regions import find_regions
 from draem_jax.errors import UserError
@@ -56,6 +59,14 @@ class _Prepared:
   name: str
   image: np.ndarray
   shape: tuple[int, int]
+
+
+class _Bad(Exception):
+  """A picture cannot be scored; `answer` says so."""
+
+  def __init__(self, answer: dict[str, Any]):
+    super().__init__(answer['error'])
+    self.answer = answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +210,10 @@ class Service:
         raise Refused(400, 'there is one map in a PNG: send one file')
       if not places.take(len(files)):
         raise self._full()
+      if self._detector.is_tiled:
+        results = await self._scan(files, options)
+        memory.give_back()
+        return await self._in_pool(self._respond, results, options)
       prepared = await self._prepare(files)
       memory.give_back()
       scored = await self._score(prepared)
@@ -207,6 +222,33 @@ class Service:
         *map(functools.partial(self._in_pool, describe), prepared, scored)
       )
       return await self._in_pool(self._respond, results, options)
+
+  async def _scan(
+    self, files: list[uploads.Upload], options: _Options
+  ) -> list[dict[str, Any]]:
+    """What is answered of pictures that are scored by tiles."""
+    scan = functools.partial(self._scan_one, options=options)
+    jobs = []
+    while files:
+      jobs.append(self._in_pool(scan, [files.pop(0)]))
+    return await asyncio.gather(*jobs)
+
+  def _scan_one(
+    self, holder: list[uploads.Upload], *, options: _Options
+  ) -> dict[str, Any]:
+    with self.batcher.turn:
+      upload = holder.pop()
+      try:
+        with self._open(upload) as picture:
+          size = self._detector.size_of(picture.shape)
+          with tiles.Spool(size) as spool:
+            score = self.batcher.scan(picture, spool)
+            drawing = stream.Drawing(
+              options.detector, spool, score, picture.shape
+            )
+            return self._describe_drawing(upload.name, drawing, options)
+      except _Bad as bad:
+        return bad.answer
 
   async def _prepare(
     self, files: list[uploads.Upload]
@@ -221,20 +263,40 @@ class Service:
   def _decode(self, holder: list[uploads.Upload]) -> _Prepared | dict[str, Any]:
     upload = holder.pop()
     try:
-      file = io.BytesIO(upload.data)
-      upload.data.clear()
-      with encoded.decode(
-        file, upload.name, max_pixels=self._limits.pixels
-      ) as picture:
+      with self._open(upload) as picture:
         image = self._detector.prepare_picture(picture)
         return _Prepared(upload.name, image, picture.shape)
-    except UserError as error:
-      self._measures.count_picture('refused')
-      return {'file': upload.name, 'error': str(error)}
-    except MemoryError:
-      self._measures.count_picture('refused')
-      reason = 'there is not enough memory for it: send it again later'
-      return {'file': upload.name, 'error': f'{upload.name}: {reason}'}
+    except _Bad as bad:
+      return bad.answer
+
+  @contextlib.contextmanager
+  def _open(self, upload: uploads.Upload) -> Iterator[encoded.Picture]:
+    """The picture that was sent, decoded while the block lasts.
+
+    Raises:
+      _Bad: if it is none, or there is no memory for it.
+    """
+    file = io.BytesIO(upload.data)
+    upload.data.clear()
+    with contextlib.ExitStack() as stack:
+      try:
+        picture = stack.enter_context(
+          encoded.decode(file, upload.name, max_pixels=self._limits.pixels)
+        )
+      except MemoryError as error:
+        raise self._too_large(upload) from error
+      except UserError as error:
+        self._measures.count_picture('refused')
+        raise _Bad({'file': upload.name, 'error': str(error)}) from error
+      try:
+        yield picture
+      except MemoryError as error:
+        raise self._too_large(upload) from error
+
+  def _too_large(self, upload: uploads.Upload) -> '_Bad':
+    self._measures.count_picture('refused')
+    reason = 'there is not enough memory for it: send it again later'
+    return _Bad({'file': upload.name, 'error': f'{upload.name}: {reason}'})
 
   async def _score(
     self, prepared: list[_Prepared | dict[str, Any]]
@@ -257,23 +319,43 @@ class Service:
     """What is answered of a picture."""
     if scored is None:
       return prepared
-    height, width = prepared.shape
     drawing = stream.Drawing(
       options.detector, scored.anomaly_map, scored.score, prepared.shape
     )
+    small = functools.partial(_encode_map, scored, prepared.shape)
+    return self._describe_drawing(prepared.name, drawing, options, small)
+
+  def _describe_drawing(
+    self,
+    name: str,
+    drawing: stream.Drawing,
+    options: _Options,
+    encode: Callable[[int], bytes] | None = None,
+  ) -> dict[str, Any]:
+    """The same of what is drawn of it.
+
+    Args:
+      name: of the picture.
+      drawing: of it.
+      options: what is asked for.
+      encode: gives its map as a PNG with so long a side; by default one in
+        which each pixel has the highest value of those that it stands for.
+    """
+    height, width = drawing.shape
     area = sum(region.area for region in drawing.regions)
     self._measures.count_picture('anomalous' if area else 'good')
     result = {
-      'file': prepared.name,
+      'file': name,
       'width': width,
       'height': height,
-      'score': scored.score,
+      'score': drawing.score,
       'is_anomalous': area > 0,
       'area': area / (width * height),
       'regions': [region.as_dict() for region in drawing.regions],
     }
     if options.map_side is not None:
-      result['map'] = _encode_map(scored, prepared.shape, options.map_side)
+      encode = encode or functools.partial(_encode_peaks, drawing)
+      result['map'] = encode(options.map_side)
     return result
 
   def _respond(
@@ -356,6 +438,11 @@ def _encode_map(scored: Scored, shape: tuple[int, int], side: int) -> bytes:
   size = tuple(max(1, round(length * scale)) for length in shape)
   levels = np.clip(resize_map(scored.anomaly_map, size), 0, 1) * 65535 + 0.5
   return png.encode(levels.astype(np.uint16))
+
+
+def _encode_peaks(drawing: stream.Drawing, side: int) -> bytes:
+  """The same of a map that is not whole in memory."""
+  return png.encode(np.concatenate(list(drawing.levels(side=side))))
 
 
 def _as_json(

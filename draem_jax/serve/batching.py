@@ -1,7 +1,8 @@
 """Pictures of several requests, gathered into batches for the device.
 
 One thread runs the networks. A picture waits until the device is free, and
-then at most some milliseconds for others to share its batch.
+then at most some milliseconds for others to share its batch. A picture that is
+scored by tiles has batches of its own, and pictures take turns.
 """
 
 import collections
@@ -14,6 +15,8 @@ from concurrent import futures
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from draem_jax.data import encoded
+from draem_jax.detection import tiles
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 
@@ -35,7 +38,7 @@ class Scored:
 class _Waiting:
   """A prepared picture, since when it waits, and who waits for it."""
 
-  prepared: UInt8[np.ndarray, 'h w 3']
+  prepared: UInt8[np.ndarray, 'h w c']
   since: float
   answer: futures.Future
 
@@ -65,16 +68,19 @@ class Batcher:
     self.seconds_each = 0.0
     self._waiting: collections.deque[_Waiting] = collections.deque()
     self._is_closed = False
-    self._changed = threading.Condition()
+    self._changed, self._turn = threading.Condition(), threading.Lock()
     self._thread = threading.Thread(target=self._work, name='device')
     self._thread.start()
 
   def warm_up(self) -> None:
     """Has the program compiled that will be run."""
-    size = self._detector.image_size
-    self._detector.score_all(np.zeros((1, *size, 3), np.uint8))
+    if self._detector.is_tiled:
+      self._detector.compile_tiles()
+      return
+    size, channels = self._detector.image_size, self._detector.channels
+    self._detector.score_all(np.zeros((1, *size, channels), np.uint8))
 
-  def submit(self, prepared: UInt8[np.ndarray, 'h w 3']) -> futures.Future:
+  def submit(self, prepared: UInt8[np.ndarray, 'h w c']) -> futures.Future:
     """The future of what is `Scored` of a picture.
 
     Args:
@@ -87,6 +93,28 @@ class Batcher:
       self._waiting.append(_Waiting(prepared, time.monotonic(), answer))
       self._changed.notify_all()
     return answer
+
+  @property
+  def turn(self) -> threading.Lock:
+    """To be held while a picture that is scored by tiles is in memory."""
+    return self._turn
+
+  def scan(self, picture: encoded.Picture, spool: tiles.Spool) -> float:
+    """The score of a picture by tiles, for who holds the `turn`.
+
+    Args:
+      picture: of any size.
+      spool: for its map.
+    """
+    begin = time.monotonic()
+    rows = self._detector.prepared_rows(picture)
+    try:
+      score = self._detector.scan(rows, spool.shape, spool.add)
+    except Exception as error:  # The device fails, or its memory is full.
+      _tell(error)
+      raise
+    self._count(1, time.monotonic() - begin)
+    return score
 
   @property
   def num_waiting(self) -> int:
@@ -133,18 +161,25 @@ class Batcher:
       pictures = np.stack([one.prepared for one in batch])
       scored = self._detector.score_all(pictures)
     except Exception as error:  # The device fails, or its memory is full.
-      if not isinstance(error, UserError):
-        reason = ' '.join(str(error).split())
-        _log.error('the device failed: %.300s', reason or type(error).__name__)
+      _tell(error)
       for one in batch:
         one.answer.set_exception(error)
       return
-    seconds = (time.monotonic() - begin) / len(batch)
-    self.seconds_each += (1 - _MEMORY) * (seconds - self.seconds_each)
-    self.num_batches += 1
-    self.num_pictures += len(batch)
+    self._count(len(batch), time.monotonic() - begin)
     for one, score, anomaly_map in zip(
       batch, scored.score, scored.anomaly_map, strict=True
     ):
       # A map of its own, or one that is kept keeps the whole batch.
       one.answer.set_result(Scored(float(score), anomaly_map.copy()))
+
+  def _count(self, number: int, seconds: float) -> None:
+    """Counts the pictures of a batch, which took so long."""
+    self.seconds_each += (1 - _MEMORY) * (seconds / number - self.seconds_each)
+    self.num_batches += 1
+    self.num_pictures += number
+
+
+def _tell(error: Exception) -> None:
+  if not isinstance(error, UserError):
+    reason = ' '.join(str(error).split())
+    _log.error('the device failed: %.300s', reason or type(error).__name__)

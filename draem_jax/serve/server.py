@@ -109,6 +109,12 @@ def _start(token: str | None) -> Service:
       image=given.threshold, pixel=given.pixel_threshold
     )
   detector.check_thresholds()
+  if detector.roi is not None and detector.roi.is_by_name:
+    raise UserError(
+      f'{workdir} was trained with a mask per picture (config.data.roi='
+      f'{detector.roi.source}), which pictures that are sent do not have: train'
+      " with one mask for all, or with 'auto'"
+    )
   limits = Limits(
     request_bytes=given.max_mebibytes * 2**20,
     files=min(given.max_files, given.max_waiting),

@@ -196,17 +196,23 @@ def equalize(image: Image) -> Image:
   return look_up(image, equalize_table(image))
 
 
-def rotate(image: Image, *, degrees: Scalar) -> Image:
+def rotate(
+  image: Float[Array, 'h w c'],
+  *,
+  degrees: Scalar,
+  size: tuple[int, int] | None = None,
+) -> Float[Array, 'h2 w2 c']:
   """Rotates clockwise about the center, bilinear, black outside.
 
   Args:
-    image: the texture, or any image.
+    image: the texture, or any image, of any number of channels.
     degrees: the angle.
+    size: height and width of the result, see `rotation.rotate`.
 
   Returns:
-    The rotated texture, of the same size.
+    The rotated texture, of the same size by default.
   """
-  levels = rotation.rotate(_levels(image), degrees=degrees)
+  levels = rotation.rotate(_levels(image), degrees=degrees, size=size)
   return _to_grid(jnp.floor(levels + 0.5))
 
 

@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from draem_jax.simulator import perlin, rotation, sample
 from draem_jax.simulator.options import Options
 
+# What is folded into the key of a mask for what not every recipe samples.
+_PLACE, _SECOND, _COMBINATION = range(3)
 _NOISE_DEGREES = (-90.0, 90.0)
 _LATTICE_SHAPE = (perlin.LATTICE_SIZE, perlin.LATTICE_SIZE)
 
@@ -27,7 +29,33 @@ def perlin_mask(
     1 where the anomaly is, else 0; possibly 0 everywhere.
   """
   noise, threshold = perlin_noise(key, shape, options)
-  return (noise > threshold).astype(noise.dtype)
+  mask = noise > threshold
+  if options.unions or options.intersections:
+    second, level = perlin_noise(
+      jax.random.fold_in(key, _SECOND), shape, options
+    )
+    mask = _combine(
+      jax.random.fold_in(key, _COMBINATION), mask, second > level, options
+    )
+  return mask.astype(noise.dtype)
+
+
+def _combine(
+  key: Key[Array, ''],
+  first: Bool[Array, 'h w'],
+  second: Bool[Array, 'h w'],
+  options: Options,
+) -> Bool[Array, 'h w']:
+  """The union of two masks, their intersection, or the first alone."""
+  number = jax.random.uniform(key)
+  union = number < options.unions
+  intersection = ~union & (number < options.unions + options.intersections)
+  both = first & second
+  return jnp.where(
+    union,
+    first | second,
+    jnp.where(intersection & jnp.any(both), both, first),
+  )
 
 
 def perlin_noise(
@@ -35,9 +63,10 @@ def perlin_noise(
 ) -> tuple[Float[Array, '{shape[0]} {shape[1]}'], Float[Array, '']]:
   """Samples what `perlin_mask` is made of: noise and its threshold.
 
-  Each axis of the lattice has 1, 2, 4, ..., or 32 cells, as in the release. Of
-  an image that is no square, a square somewhere along its longer side gets
-  noise: stretched to a strip it would look like none of what it stands for.
+  Each axis of the lattice has 1, 2, 4, ..., or 32 cells, as in the release, or
+  fewer. Of an image that is no square, a square somewhere along its longer side
+  gets noise: stretched to a strip it would look like none of what it stands
+  for.
 
   Args:
     key: decides everything.
@@ -50,8 +79,8 @@ def perlin_noise(
   numbers = sample.uniform(
     key, angles=_LATTICE_SHAPE, resolution=(2,), degrees=(), threshold=()
   )
-  num_resolutions = perlin.MAX_RESOLUTION.bit_length()
-  exponent = jnp.floor(num_resolutions * numbers['resolution'])
+  low, high = (cells.bit_length() - 1 for cells in options.cells)
+  exponent = low + jnp.floor((high + 1 - low) * numbers['resolution'])
   side = min(shape)
   noise = perlin.perlin_noise(
     2 * jnp.pi * numbers['angles'],
@@ -62,7 +91,7 @@ def perlin_noise(
     noise, degrees=sample.within(_NOISE_DEGREES, numbers['degrees'])
   )
   if shape != (side, side):
-    noise = _place(jax.random.fold_in(key, 0), noise, shape)
+    noise = _place(jax.random.fold_in(key, _PLACE), noise, shape)
   return noise, sample.within(options.threshold, numbers['threshold'])
 
 

@@ -28,6 +28,15 @@ class Options:
     opacity: interval of the texture's weight inside the mask.
     anomaly_probability: how often the example gets an anomaly at all. Noise
       that stays below the threshold makes an empty one.
+    cells: interval of the cells of the noise's lattice along a side, powers of
+      two.
+    unions: how often such a mask is the union of two.
+    intersections: how often it is their intersection, if that is not empty.
+    augmentation_probability: how often the texture is augmented at all.
+    good_textures: how often it is another good image instead, shifted and
+      mirrored and never augmented.
+    noise: standard deviation of Gaussian noise on the augmented image, of a
+      range of [0, 1].
 
   Raises:
     UserError: an option has no meaning.
@@ -44,6 +53,12 @@ class Options:
   num_augmentations: int
   opacity: Interval
   anomaly_probability: float
+  cells: tuple[int, int] = (1, 32)
+  unions: float = 0.0
+  intersections: float = 0.0
+  augmentation_probability: float = 1.0
+  good_textures: float = 0.0
+  noise: float = 0.0
 
   def __post_init__(self):
     # Configs that were stored come back with lists.
@@ -51,6 +66,17 @@ class Options:
       value = getattr(self, field.name)
       if isinstance(value, list):
         object.__setattr__(self, field.name, tuple(value))
+    if any(number & (number - 1) for number in self.cells):
+      raise UserError(
+        f'config.simulator.cells={self.cells}: take powers of two, such as'
+        ' (1, 8)'
+      )
+    if self.unions + self.intersections > 1:
+      raise UserError(
+        f'config.simulator.unions={self.unions:g} and'
+        f' config.simulator.intersections={self.intersections:g} are shares of'
+        ' the same masks: take less of one of them'
+      )
     for name in self.augmentations:
       if name not in augment.AUGMENTATIONS:
         raise UserError(

@@ -12,8 +12,11 @@ _INTERPOLATION_BITS = 5
 
 
 def rotate(
-  image: Float[Array, 'h w *c'], *, degrees: Float[Array, ''] | float
-) -> Float[Array, 'h w *c']:
+  image: Float[Array, 'h w *c'],
+  *,
+  degrees: Float[Array, ''] | float,
+  size: tuple[int, int] | None = None,
+) -> Float[Array, 'h2 w2 *c']:
   """Rotates clockwise about the center, bilinear, zero outside.
 
   The center is that of the pixel grid, ((w - 1) / 2, (h - 1) / 2), and source
@@ -22,16 +25,23 @@ def rotate(
   Args:
     image: an image of any number of channels, or a map without channels.
     degrees: the angle, positive from the axis of columns to that of rows.
+    size: height and width of the result, if the image has a margin around
+      that, equal on opposite sides: what turns into view is taken from there.
 
   Returns:
-    The rotated image, of the same shape.
+    The rotated image, or its middle.
   """
   height, width, *channels = image.shape
-  row, column = _source_places(height, width, degrees)
+  size = size or (height, width)
+  row, column = _source_places(*size, degrees)
+  if size != (height, width):
+    steps = 1 << _INTERPOLATION_BITS
+    row += (height - size[0]) // 2 * steps
+    column += (width - size[1]) // 2 * steps
   row_pixels, row_weights = _neighbors(row, height, image.dtype)
   column_pixels, column_weights = _neighbors(column, width, image.dtype)
   pixels = image.reshape(height * width, *channels)
-  rotated = jnp.zeros_like(image)
+  rotated = jnp.zeros((*size, *channels), image.dtype)
   for i, j in itertools.product((0, 1), (0, 1)):
     index = row_pixels[i] * width + column_pixels[j]
     value = pixels.at[index].get(mode='promise_in_bounds')

@@ -97,6 +97,10 @@ TABLES = {
       ' texture images, less than 10.'
     ),
   ),
+  'recipes': Table(
+    'Recipes',
+    ('image_auroc', 'pixel_auroc', 'pixel_ap'),
+  ),
 }
 
 

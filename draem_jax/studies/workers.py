@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from draem_jax import experiment, interrupt
+from draem_jax import cluster, devices, experiment, interrupt
 from draem_jax.errors import UserError
 from draem_jax.report.numbers import duration
 from draem_jax.studies import state
@@ -55,17 +55,49 @@ def run_here(run: Run, workdir: pathlib.Path) -> Mapping[str, Any]:
     The row of the run, as `experiment.train_and_evaluate` does.
   """
   folder = workdir / run.name
+  with failure_noted(folder):
+    if run.trained_by is not None:
+      with cluster.together():
+        _take_over(run, workdir)
+    return experiment.train_and_evaluate(run.config, folder)
+
+
+@contextlib.contextmanager
+def failure_noted(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps in the folder of a run why it fails, for tables and lists.
+
+  Args:
+    folder: of the run; made if it is not there.
+  """
+  if not devices.is_main_process():
+    yield
+    return
   folder.mkdir(parents=True, exist_ok=True)
-  if run.trained_by is not None:
-    source = workdir / run.trainer
-    if state.of(source) is not State.FINISHED:
-      raise UserError(
-        f'{run.name} takes the networks of {run.trainer}, which is not'
-        ' finished: run that first'
-      )
-    with lock.hold(folder):
-      _take_networks(source, folder)
-  return experiment.train_and_evaluate(run.config, folder)
+  # Whoever has it writes there, and nobody else.
+  if lock.is_held(folder):
+    yield
+    return
+  state.forget_failure(folder)
+  try:
+    yield
+  except Exception as error:
+    words = ' '.join(str(error).split()) or type(error).__name__
+    state.note_failure(folder, words)
+    raise
+
+
+def _take_over(run: Run, workdir: pathlib.Path) -> None:
+  """Begins a run with the networks of another; the main process does."""
+  if not devices.is_main_process():
+    return
+  source, folder = workdir / run.trainer, workdir / run.name
+  if state.of(source) is not State.FINISHED:
+    raise UserError(
+      f'{run.name} takes the networks of {run.trainer}, which is not finished:'
+      ' run that first'
+    )
+  with lock.hold(folder):
+    _take_networks(source, folder)
 
 
 def _take_networks(source: pathlib.Path, folder: pathlib.Path) -> None:

@@ -6,17 +6,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
+from draem_jax.simulator import crops
+
 # Labels that keep the streams of random numbers of one seed apart.
 _STEP_STREAM, _EPOCH_STREAM, _MASKS_STREAM, _EVAL_STREAM = 0, 1, 2, 3
 
 
 @flax.struct.dataclass
 class Sample:
-  """Which images and textures a batch is made of, and each example's key."""
+  """Which images and textures a batch is made of, and each example's key.
+
+  Where crops of the images make it, `corners` has the first row and column of
+  each crop.
+  """
 
   images: Int[Array, 'b']
   textures: Int[Array, 'b']
   keys: Key[Array, 'b']
+  corners: Int[Array, 'b 2'] | None = None
 
 
 def sample_batch(
@@ -67,6 +74,22 @@ def sample_batch(
     texture_keys
   )
   return Sample(images=images, textures=textures, keys=example_keys)
+
+
+def with_corners(
+  sampled: Sample, sizes: Int[np.ndarray, 'n 2'], crop: tuple[int, int]
+) -> Sample:
+  """The same sample, of crops of the images, by the examples' own keys.
+
+  Args:
+    sampled: a batch.
+    sizes: height and width of every image.
+    crop: those of a crop.
+  """
+  corners = jax.vmap(lambda key, size: crops.sample_corner(key, size, crop))(
+    sampled.keys, jnp.asarray(sizes, jnp.int32)[sampled.images]
+  )
+  return sampled.replace(corners=corners)
 
 
 def masks_key(seed: int, step: Int[Array, ''] | int) -> Key[Array, '']:

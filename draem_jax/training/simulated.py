@@ -17,11 +17,12 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from draem_jax import devices, losses, metrics, score
 from draem_jax.data.on_demand import OnDemand
+from draem_jax.data.pictures import Pictures
 from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
-from draem_jax.training import sampling
+from draem_jax.training import feeding, sampling
 
 # What is evaluated on, at the least; half of it is anomalous.
 NUM_EXAMPLES = 64
@@ -30,12 +31,13 @@ _CHUNK, _TRIES = 16, 16
 
 
 def make_examples(
-  images: UInt8[Array | np.ndarray, 'n h w 3'],
-  textures: UInt8[Array | np.ndarray | OnDemand, 't h w 3'],
+  images: UInt8[Array | np.ndarray, 'n h w c'] | Pictures,
+  textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
   options: Options,
   *,
   seed: int,
   count: int,
+  crop: bool = False,
 ) -> simulate.Example:
   """Simulates anomalies that are not empty, each beside its image without.
 
@@ -43,14 +45,17 @@ def make_examples(
     images: good images.
     textures: anomaly textures.
     options: what the simulator is told in training. How often there is an
-      anomaly does not count here.
+      anomaly, and the noise on the images, do not count here.
     seed: of the run, which decides everything that chance does.
     count: number of examples, of which half are anomalous, and the odd one.
+    crop: whether crops of the images, of the size of the textures, are taken,
+      where the seed says.
 
   Raises:
     UserError: if next to all anomalies are empty.
   """
-  options = dataclasses.replace(options, anomaly_probability=1.0)
+  options = dataclasses.replace(options, anomaly_probability=1.0, noise=0.0)
+  size = textures.shape[1:3]
   run = _compiled(options)
   needed, found = -(-count // 2), []
   for first in range(0, _TRIES * needed, _CHUNK):
@@ -63,7 +68,9 @@ def make_examples(
     made = jax.device_get(
       run(
         sampled.keys,
-        _take(images, sampled.images),
+        feeding.take_crops(images, sampled, size, options)
+        if crop
+        else _take(images, sampled.images),
         _take(textures, sampled.textures),
       )
     )
@@ -82,7 +89,10 @@ def make_examples(
   pairs = []
   for example in found[:needed]:
     without = simulate.Example(
-      example.image, example.image, np.zeros_like(example.mask)
+      example.image,
+      example.image,
+      np.zeros_like(example.mask),
+      example.region,
     )
     pairs += [example, without]
   return jax.tree.map(lambda *parts: np.stack(parts), *pairs[:count])
@@ -102,9 +112,9 @@ def _compiled(options: Options) -> Callable[..., simulate.Example]:
 
 
 def _take(
-  source: UInt8[Array | np.ndarray | OnDemand, 'n h w 3'],
+  source: UInt8[Array | np.ndarray | OnDemand, 'n h w c'],
   indices: Int[Array, 'b'],
-) -> UInt8[np.ndarray, 'b h w 3']:
+) -> UInt8[np.ndarray, 'b h w c']:
   """Some images, on the host."""
   if isinstance(source, jax.Array):  # Whole on each device.
     source = source.addressable_data(0)
@@ -124,8 +134,8 @@ class Evaluator:
     model: models.Networks,
     config: Mapping[str, Any],
     *,
-    images: UInt8[Array | np.ndarray, 'n h w 3'],
-    textures: UInt8[Array | np.ndarray | OnDemand, 't h w 3'],
+    images: UInt8[Array | np.ndarray, 'n h w c'] | Pictures,
+    textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
     num_steps: int,
     mesh: Mesh,
   ):
@@ -149,6 +159,7 @@ class Evaluator:
       Options(**config['simulator']),
       seed=config['seed'],
       count=-(-NUM_EXAMPLES // self._batch) * self._batch,
+      crop=config['data']['resolution'] != '',
     )
     # Whole in every process.
     self._run = jax.jit(
@@ -207,6 +218,7 @@ class Evaluator:
       example.mask,
       weights=config['loss']['weights'],
       data_range=config['loss']['data_range'],
+      gamma=config['loss']['gamma'],
       factors=losses.SCHEDULES[config['loss']['schedule']](progress),
     )
     maps, scores = score.map_and_score(
@@ -215,6 +227,7 @@ class Evaluator:
       map_name=config['score']['map'],
       window=config['score_window'],
       image_score_name=config['score']['image'],
+      region=example.region,
     )
     return jnp.asarray(loss), maps, scores
 

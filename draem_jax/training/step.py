@@ -109,6 +109,7 @@ class Recipe(NamedTuple):
   Attributes:
     weights: the weights of the loss's terms, see `losses.training_loss`.
     data_range: L of SSIM, see there.
+    gamma: of the focal loss, see there.
     ema: what the average of the variables keeps in a step; 0: there is none.
     schedule: how the weights shift, a key of `losses.SCHEDULES`.
     num_steps: how many there are, for the schedule.
@@ -117,6 +118,7 @@ class Recipe(NamedTuple):
 
   weights: Mapping[str, float]
   data_range: losses.DataRange
+  gamma: float = 2.0
   ema: float = 0.0
   schedule: str = 'constant'
   num_steps: int = 1
@@ -141,16 +143,17 @@ def make_train_step(
     mesh: over whose axis `'data'` the batch is split.
 
   Returns:
-    A function of (state, images uint8 [b h w 3], textures uint8 [b h w 3],
-    keys [b]) that returns the next state and the losses as scalars. It is not
-    compiled yet.
+    A function of (state, images uint8 [b h w c], textures uint8 [b h w 3],
+    keys [b]) that returns the next state and the losses as scalars. The images
+    may have a margin, and a region as a fourth channel, see
+    `simulate.simulate`. It is not compiled yet.
   """
   split = devices.batch_sharded(mesh)
   update = make_update(model, optimizer, recipe)
 
   def train_step(
     state: TrainState,
-    images: UInt8[Array, 'b h w 3'],
+    images: UInt8[Array, 'b h2 w2 c'],
     textures: UInt8[Array, 'b h w 3'],
     keys: Key[Array, 'b'],
   ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
@@ -279,6 +282,7 @@ def loss_and_gradients(
       example.mask,
       weights=recipe.weights,
       data_range=recipe.data_range,
+      gamma=recipe.gamma,
       factors=losses.SCHEDULES[recipe.schedule](progress),
     )
     batch_stats = updates.get('batch_stats', {})

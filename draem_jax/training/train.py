@@ -13,15 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from draem_jax import devices, interrupt, score, sizes
 from draem_jax.data.on_demand import OnDemand
+from draem_jax.data.pictures import Pictures
 from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.pictures import panels
-from draem_jax.simulator import simulate
+from draem_jax.simulator import crops, simulate
 from draem_jax.simulator.options import Options
 from draem_jax.training import feeding, profiling, sampling, simulated
 from draem_jax.training import writer as writer_lib
@@ -137,7 +139,7 @@ def check_memory(config: Mapping[str, Any], memory: int, devices: int) -> None:
   """
   model = models.abstract_variables(models.make(config))
   numbers = sum(leaf.size for leaf in jax.tree.leaves(model))
-  copies = {'adam': 4, 'sgd': 2}[config['optimizer']]
+  copies = {'adam': 4, 'muon': 3, 'sgd': 2}[config['optimizer']]
   trains = bool(config['num_steps'] or config['num_epochs'])
   # Some networks have half of a width there.
   channels = min(
@@ -167,28 +169,51 @@ def check_memory(config: Mapping[str, Any], memory: int, devices: int) -> None:
 
 
 def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
-  """The learning rate by step: multiplied by a factor at each milestone."""
-  return optax.piecewise_constant_schedule(
+  """The learning rate by step: it rises at first, and falls at milestones."""
+  falls = optax.piecewise_constant_schedule(
     config['learning_rate'],
     {
       int(share * num_steps): config['learning_rate_factor']
       for share in config['learning_rate_milestones']
     },
   )
+  warmup = int(config['learning_rate_warmup'] * num_steps)
+  if not warmup:
+    return falls
+  # A step of rate 0 would be lost: the first one is above it.
+  return lambda step: falls(step) * jnp.minimum(1, (step + 1) / warmup)
 
 
 def make_optimizer(
   schedule: optax.Schedule, name: str = 'adam'
 ) -> optax.GradientTransformation:
-  """Adam with PyTorch's defaults, as the release uses it, or plain SGD.
+  """Adam with PyTorch's defaults, as the release uses it, Muon or plain SGD.
+
+  Muon (Jordan et al., https://kellerjordan.github.io/posts/muon, 2024) makes
+  the update of each kernel orthogonal, as a matrix of all that it reads by the
+  channels that it gives, and as large as an update of Adam (Liu et al.,
+  arXiv:2502.16982). Everything else gets Adam with Nesterov's momentum.
 
   Args:
     schedule: the learning rate by step.
-    name: 'adam' or 'sgd', which is without momentum.
+    name: 'adam', 'muon', or 'sgd', which is without momentum.
   """
   if name == 'sgd':
     return optax.sgd(schedule)
+  if name == 'muon':
+    return optax.contrib.muon(
+      schedule,
+      beta=0.9,
+      muon_weight_dimension_numbers=_kernels_as_matrices,
+      consistent_rms=0.2,
+    )
   return optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)
+
+
+def _kernels_as_matrices(params: PyTree) -> PyTree:
+  """Which axes Muon makes rows and columns; None where there are no two."""
+  matrix = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+  return jax.tree.map(lambda x: matrix if x.ndim == 4 else None, params)
 
 
 class Preview(NamedTuple):
@@ -206,17 +231,20 @@ class Trainer:
     self,
     config: Mapping[str, Any],
     *,
-    images: UInt8[Array | np.ndarray, 'n h w 3'],
-    textures: UInt8[Array | np.ndarray | OnDemand, 't h w 3'],
+    images: UInt8[Array | np.ndarray, 'n h w c'] | Pictures,
+    textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
     mesh: Mesh | None = None,
-    eval_images: UInt8[np.ndarray, 'k h w 3'] | None = None,
+    eval_images: UInt8[np.ndarray, 'k h w c'] | Pictures | None = None,
   ):
     """Compiles nothing yet.
 
     Args:
       config: the run's config as nested plain values.
       images: anomaly-free images. A JAX array stays on the devices and is
-        drawn from inside the step; from anything else each batch is fed.
+        drawn from inside the step; from anything else each batch is fed. With
+        `config.data.resolution` they are as large as it says, none smaller
+        than `config.image_size`, and crops of them are drawn. With
+        `config.data.roi` their region is a fourth channel.
       textures: anomaly textures, likewise.
       mesh: over every device by default.
       eval_images: good images that get simulated anomalies, to evaluate on
@@ -230,6 +258,11 @@ class Trainer:
     self.schedule = make_schedule(config, self.num_steps)
     self.optimizer = make_optimizer(self.schedule, config['optimizer'])
     self.images, self.textures = images, textures
+    self._crop = self._margin = None
+    if config['data']['resolution'] != '':
+      self._crop = sizes.pair(config['image_size'])
+      self._margin = np.array(crops.margin(self._crop, self.options))
+      self._sizes = feeding.picture_sizes(images)
     self._eval_images = images if eval_images is None else eval_images
     self._everywhere = devices.replicated(self.mesh)
     # On a device of this process alone: a thread asks when it likes.
@@ -248,8 +281,8 @@ class Trainer:
 
     def drawing_step(
       state: TrainState,
-      images: UInt8[Array, 'n h w 3'],
-      textures: UInt8[Array, 't h w 3'],
+      images: UInt8[Array, '_ h w c'],
+      textures: UInt8[Array, '_ h2 w2 3'],
     ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
       return step(state, *self._draw(state.step, images, textures))
 
@@ -314,7 +347,7 @@ class Trainer:
     )
 
   def _sample_batch(self, step: Int[Array, ''] | int) -> sampling.Sample:
-    return sampling.sample_batch(
+    sampled = sampling.sample_batch(
       self.config['seed'],
       step,
       batch_size=self.config['batch_size'],
@@ -322,10 +355,18 @@ class Trainer:
       num_textures=len(self.textures),
       sampling=self.config['sampling'],
     )
+    if self._crop:
+      sampled = sampling.with_corners(sampled, self._sizes, self._crop)
+    return sampled
+
+  @property
+  def _part(self) -> tuple[int, int]:
+    """Height and width of a crop with its margin."""
+    return tuple((np.array(self._crop) + 2 * self._margin).tolist())
 
   def _fetch(
     self, step: int
-  ) -> tuple[UInt8[Array, '_ h w 3'], UInt8[Array, '_ h w 3']]:
+  ) -> tuple[UInt8[Array, '_ h w c'], UInt8[Array, '_ h2 w2 3']]:
     """Images and textures for `_draw`: those that are fed as batches."""
     images, textures = self.images, self.textures
     if self._feeder:
@@ -333,7 +374,13 @@ class Trainer:
       sampled = self._sample(index)
       if not isinstance(images, jax.Array):
         indices = jax.device_get(sampled.images)
-        images = feeding.gather(images, indices, self.mesh)
+        if self._crop:
+          corners = jax.device_get(sampled.corners) - self._margin
+          images = feeding.gather_parts(
+            images, indices, corners, self._part, self.mesh
+          )
+        else:
+          images = feeding.gather(images, indices, self.mesh)
       if not isinstance(textures, jax.Array):
         indices = jax.device_get(sampled.textures)
         textures = feeding.gather(textures, indices, self.mesh)
@@ -342,13 +389,20 @@ class Trainer:
   def _draw(
     self,
     step: Int[Array, ''],
-    images: UInt8[Array, '_ h w 3'],
-    textures: UInt8[Array, '_ h w 3'],
-  ) -> tuple[UInt8[Array, 'b h w 3'], UInt8[Array, 'b h w 3'], Key[Array, 'b']]:
+    images: UInt8[Array, '_ h w c'],
+    textures: UInt8[Array, '_ h2 w2 3'],
+  ) -> tuple[
+    UInt8[Array, 'b h3 w3 c'], UInt8[Array, 'b h2 w2 3'], Key[Array, 'b']
+  ]:
     """The batch of a step from all images, or from the batch that was fed."""
     sampled = self._sample_batch(step)
     if isinstance(self.images, jax.Array):
-      images = images[sampled.images]
+      if self._crop:
+        images = jax.vmap(
+          lambda index, corner: crops.cut(images, index, corner, self._part)
+        )(sampled.images, sampled.corners - self._margin)
+      else:
+        images = images[sampled.images]
     if isinstance(self.textures, jax.Array):
       textures = textures[sampled.textures]
     return images, textures, sampled.keys
@@ -357,8 +411,8 @@ class Trainer:
     self,
     variables: Any,
     step: Int[Array, ''],
-    images: UInt8[Array, '_ h w 3'],
-    textures: UInt8[Array, '_ h w 3'],
+    images: UInt8[Array, '_ h w c'],
+    textures: UInt8[Array, '_ h2 w2 3'],
   ) -> Preview:
     images, textures, keys = self._draw(step, images, textures)
     example = simulate.simulate_batch(keys, images, textures, self.options)
@@ -368,6 +422,7 @@ class Trainer:
       example.augmented,
       map_name=self.config['score']['map'],
       window=self.config['score_window'],
+      region=example.region,
     )
     return Preview(example, output.reconstruction, anomaly_map)
 
@@ -477,6 +532,7 @@ def train(
             stop,
             f'stopped and saved at step {step}: the same command goes on from'
             ' there',
+            is_everywhere=True,
           )
         if last:
           break

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import pathlib
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 
 from draem_jax.training.progress import Progress
 from draem_jax.workdir import storage
@@ -58,7 +58,7 @@ class Writer:
     # behind would wait for it, were there no room.
     self._lost_events = False
     self._hook, threading.excepthook = threading.excepthook, self._note_failure
-    self._events = SummaryWriter(
+    self._events = _summary_writer(
       str(pathlib.Path(workdir) / 'tensorboard'),
       purge_step=first_step + 1,
       max_queue=1000,
@@ -139,6 +139,29 @@ class Writer:
   def seconds(self) -> float:
     """Seconds of training so far, over all starts of the run."""
     return self._seconds
+
+
+def _summary_writer(*arguments: Any, **options: Any) -> Any:
+  """A `tensorboardX.SummaryWriter`."""
+  # It imports PyTorch wherever that is installed, for arrays that are none of
+  # ours, which takes longer than all the rest: not to be found, it is left out.
+  with _hidden('torch'):
+    from tensorboardX import SummaryWriter
+
+  return SummaryWriter(*arguments, **options)
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+  """Keeps a module that is not imported yet from being found."""
+  if module in sys.modules:
+    yield
+    return
+  sys.modules[module] = None
+  try:
+    yield
+  finally:
+    del sys.modules[module]
 
 
 def _tag(name: str) -> str:

@@ -21,6 +21,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import inspect
 import json
 import logging
@@ -35,8 +36,6 @@ from typing import Any
 import absl.logging
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 
 from draem_jax import devices
 from draem_jax.errors import UserError
@@ -81,27 +80,34 @@ class Checkpointer:
     self.folder = pathlib.Path(folder).absolute()
     self._keep = keep
     self._saves_alone = not is_shared and jax.process_count() > 1
-    self._manager = None
-    if self._saves_alone:
-      self.folder.mkdir(parents=True, exist_ok=True)
     # The same filter is there but once.
     absl.logging.get_absl_logger().addFilter(_is_not_of_orbax)
-    if devices.is_main_process():
+    if devices.is_main_process() or not is_shared:
       # Of a save that was killed; whoever has the lock is alone here.
       for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(path, ignore_errors=True)
+      self.folder.mkdir(parents=True, exist_ok=True)
+
+  @functools.cached_property
+  def _manager(self) -> Any:
+    """Orbax's, made when it is needed: a run that begins has nothing to read.
+
+    In a cluster every process must ask for it at the same time, unless the
+    main one saves alone.
+    """
+    # Here and below, as it takes a while to import.
+    import orbax.checkpoint as ocp
+
     options = {}
     if self._saves_alone:
-      if not devices.is_main_process():
-        return
       options['create'] = False
       options['multiprocessing_options'] = ocp.options.MultiprocessingOptions(
         primary_host=0, active_processes={0}
       )
-    self._manager = ocp.CheckpointManager(
+    return ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=True, **options
+        max_to_keep=self._keep, enable_async_checkpointing=True, **options
       ),
     )
 
@@ -140,9 +146,11 @@ class Checkpointer:
       UserError: if there is no room on the disk, for this one or for one that
         was started before.
     """
+    import orbax.checkpoint as ocp
+
     with self._naming_a_full_disk():
       self.check_room(state, variables)
-      if self._manager is None:
+      if self._saves_alone and not devices.is_main_process():
         return
       items = _items(state, variables)
       if self._saves_alone:
@@ -160,8 +168,8 @@ class Checkpointer:
 
   def wait(self) -> None:
     """Returns when every save that was started is on disk."""
-    with self._naming_a_full_disk():
-      if self._manager is not None:
+    if '_manager' in vars(self):
+      with self._naming_a_full_disk():
         self._manager.wait_until_finished()
 
   def steps(self) -> list[int]:
@@ -201,8 +209,8 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits for saves under way and releases the manager's threads."""
-    with self._naming_a_full_disk():
-      if self._manager is not None:
+    if '_manager' in vars(self):
+      with self._naming_a_full_disk():
         self._manager.close()
 
   def _set_aside(self, steps: list[int]) -> None:
@@ -218,7 +226,7 @@ class Checkpointer:
         path.rename(aside)
         _log.warning('checkpoint %s is kept as %s', path, aside)
     devices.wait_for_processes('checkpoints are set aside')
-    if self._manager is not None:
+    if '_manager' in vars(self):
       self._manager.reload()
 
   @contextlib.contextmanager
@@ -293,9 +301,15 @@ def list_steps(folder: str | pathlib.Path) -> list[int]:
   return sorted(
     int(path.name)
     for path in pathlib.Path(folder).glob('*')
-    if path.name.isdecimal()
-    and ocp.utils.is_checkpoint_finalized(epath.Path(path))
+    if path.name.isdecimal() and _is_complete(path)
   )
+
+
+def _is_complete(path: pathlib.Path) -> bool:
+  import orbax.checkpoint as ocp
+  from etils import epath
+
+  return ocp.utils.is_checkpoint_finalized(epath.Path(path))
 
 
 def _items(state: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -462,6 +476,9 @@ def _read(folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
         ' trained, or take another --workdir'
       )
   _check_array_metadata(folder)
+  import orbax.checkpoint as ocp
+  from etils import epath
+
   read = ocp.PyTreeCheckpointHandler().restore(
     epath.Path(folder),
     args=ocp.args.PyTreeRestore(
@@ -526,6 +543,9 @@ def _compare_checksums(folder: pathlib.Path, read: dict[str, Any]) -> None:
   if not path.exists() and f'"{_CHECKSUMS}"' not in listing.read_text():
     return
   found = _checksums({folder.name: read})[folder.name]
+  import orbax.checkpoint as ocp
+  from etils import epath
+
   with _misshapen_is_damage(path):
     saved = ocp.JsonCheckpointHandler().restore(epath.Path(path))[folder.name]
     for name, value in found.items():
@@ -543,6 +563,9 @@ def _check_finite(read: dict[str, Any]) -> None:
 
 
 def _metadata(folder: pathlib.Path) -> Any:
+  import orbax.checkpoint as ocp
+  from etils import epath
+
   with _misshapen_is_damage(folder):
     return ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder))
 

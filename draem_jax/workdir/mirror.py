@@ -9,11 +9,13 @@ wait for the network; and where the bucket fails, nothing is lost.
 
 A checkpoint counts in the bucket when its `_CHECKPOINT_METADATA` is there,
 which is sent last and deleted first, so that whoever is killed in between
-leaves it as if it had never been. Who writes holds a lease (see `lease`).
+leaves it as if it had never been. A table of `predict` is sent behind the
+pictures of its rows. Who writes holds a lease (see `lease`).
 """
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import os
 import pathlib
@@ -24,8 +26,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from draem_jax import devices, interrupt, names, terminal
+from draem_jax import cluster, devices, names, terminal
 from draem_jax.errors import UserError
 from draem_jax.workdir import bucket as bucket_lib
 from draem_jax.workdir import lease as lease_lib
@@ -77,44 +80,31 @@ def written(
   if not bucket_lib.is_url(path):
     yield pathlib.Path(path)
     return
-  bucket = Bucket(path)
+  agreed = cluster.together if together else contextlib.nullcontext
   sends = not together or devices.is_main_process()
-  with _scratch(bucket) as folder:
-    lease = _take_lease(bucket, takes=alone and sends, together=together)
-    try:
+  with contextlib.ExitStack() as stack:
+    if together:
+      stack.push(_leave_together)
+    with agreed():
+      bucket = Bucket(path)
+      folder = stack.enter_context(_scratch(bucket))
+      lease = lease_lib.Lease(bucket) if alone and sends else None
+      if lease:
+        stack.callback(lease.release)
+    # By now nobody else writes there.
+    with agreed():
       mirror = _Mirror(bucket, folder, lease)
       mirror.fetch(wanted)
-      with mirror.sending() if sends else contextlib.nullcontext():
-        yield folder
-    except interrupt.Interrupted:
-      # It is raised in all of them, and whoever leaves takes the others along.
-      _wait(bucket, together=together)
-      raise
-    finally:
-      if lease:
-        lease.release()
-    _wait(bucket, together=together)
+      if sends:
+        stack.enter_context(mirror.sending())
+    yield folder
 
 
-def _take_lease(
-  bucket: Bucket, *, takes: bool, together: bool
-) -> lease_lib.Lease | None:
-  """The lease, in the process that takes it; all know whether it has it."""
-  lease, error = None, None
-  try:
-    lease = lease_lib.Lease(bucket) if takes else None
-  except UserError as caught:
-    error = caught
-  if together and devices.max_over_processes(error is not None) and not error:
-    error = UserError(f'{bucket.url}: the first process cannot write there')
-  if error:
-    raise error
-  return lease
-
-
-def _wait(bucket: Bucket, *, together: bool) -> None:
-  if together:
-    devices.wait_for_processes(f'{bucket.url} is sent')
+def _leave_together(kind: type | None, error: Any, trace: Any) -> None:
+  """Waits until all is sent: whoever leaves early takes the others along."""
+  del kind, trace
+  if error is None or getattr(error, 'is_everywhere', False):
+    devices.wait_for_processes('all is sent')
 
 
 @contextlib.contextmanager
@@ -225,6 +215,8 @@ class _Mirror:
         continue
       try:
         self.send()
+        if told:
+          _log.info('%s: all is sent again', self._bucket.url)
         told = False
       except UserError as error:
         if not told:
@@ -246,6 +238,7 @@ class _Mirror:
       UserError: if that cannot be; what was not sent is the next time.
     """
     now, sent = self._scan(), self._sent
+    send = functools.partial(self._send_one, now)
     # A checkpoint one file of which is gone is being deleted, unless another
     # came in its place.
     leaving = {_step(name) for name in sent if name not in now} - {''}
@@ -259,11 +252,14 @@ class _Mirror:
     }
     changed = {name for name in now if sent.get(name) != now[name]}
     unnamable = {name for name in changed if names.shown(name) != name}
+    changed -= unnamable
     markers = set(filter(_is_marker, changed))
+    tables = {name for name in changed if name.endswith('.csv')}
     self._at_once(self._delete_one, markers & sent.keys())
-    self._at_once(self._send_one, changed - markers - unnamable)
+    self._at_once(send, changed - markers - tables)
+    self._at_once(send, tables)
     # Unless one lost a file meanwhile.
-    self._at_once(self._send_one, filter(self._has_all_sent, markers))
+    self._at_once(send, filter(self._has_all_sent, markers))
     gone = sent.keys() - now.keys()
     self._at_once(self._delete_one, filter(_is_marker, gone))
     self._at_once(self._delete_one, gone & sent.keys())
@@ -301,18 +297,18 @@ class _Mirror:
             found[name] = mark
     return found
 
-  def _send_one(self, name: str) -> None:
-    path = self._folder / name
+  def _send_one(self, now: dict[str, _Mark], name: str) -> None:
     try:
-      # Before it is read: what comes meanwhile is sent the next time.
-      mark = _mark(path)
-      content = path.read_bytes()
+      content = (self._folder / name).read_bytes()
     except FileNotFoundError:
       return
+    if name.endswith('.csv'):
+      # Rows that came since the pictures were looked for are sent with theirs.
+      content = content[: now[name][0]]
     if self._lease:
       self._lease.check()
     self._bucket.write(name, content)
-    self._sent[name] = mark
+    self._sent[name] = now[name]
 
   def _delete_one(self, name: str) -> None:
     if self._lease:

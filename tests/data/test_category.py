@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from draem_jax import paper
-from draem_jax.data import builder, layouts
+from draem_jax.data import builder, layouts, resizing
 from draem_jax.data import category as category_lib
 from draem_jax.data.category import load_category
 from draem_jax.data.layouts import contents, mvtec
@@ -645,3 +645,38 @@ def test_what_is_no_file_is_an_error(data_dir):
   path.unlink()
   path.symlink_to('nowhere')
   assert f'{path} cannot be read (No such file' in message(data_dir)
+
+
+def test_pictures_keep_their_size_until_they_are_looked_at(data_dir):
+  resized, own = load(data_dir), load(data_dir, resolution=0)
+  assert own.train_images.sizes.tolist() == [[40, 24], [20, 30], [20, 30]]
+  assert own.test_images.common_size is None
+  for name in ('train_files', 'test_files', 'test_defects', 'name'):
+    assert getattr(own, name) == getattr(resized, name)
+  np.testing.assert_array_equal(own.labels, resized.labels)
+  assert own.test_images.names == own.test_files
+  for image, mask, small, small_mask in zip(
+    *(own.test_images, own.test_masks),
+    *(resized.test_images, resized.test_masks),
+    strict=True,
+  ):
+    assert mask.shape == image.shape[:2] and mask.dtype == np.float32
+    again = resizing.resize(image, (16, 16), 'bilinear')
+    np.testing.assert_array_equal(again, small)
+    # In the middle of each half.
+    assert (mask[len(mask) // 4] == small_mask[4, 0]).all()
+    assert (mask[3 * len(mask) // 4] == small_mask[12, 0]).all()
+  assert own.validation_images is None and own.test_regions is None
+
+
+def test_pictures_of_a_given_size(data_dir):
+  resized = load(data_dir, size=(16, 32))
+  own = load(data_dir, resolution=(16, 32))
+  for name in ('train_images', 'test_images', 'test_masks'):
+    found = list(getattr(own, name))
+    np.testing.assert_array_equal(found, getattr(resized, name))
+  assert own.train_images.common_size == (16, 32)
+  shutil.rmtree(data_dir / 'part/ground_truth')
+  assert load(data_dir, resolution=0).test_masks is None
+  shutil.rmtree(data_dir / 'part/test')
+  assert not len(load(data_dir, resolution=0).test_images)

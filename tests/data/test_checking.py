@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from trees import TREES, mask, picture, write
 
-from draem_jax import command
+from draem_jax import command, config
 from draem_jax.data import __main__ as data_command
 from draem_jax.data import checking, layouts
 from draem_jax.errors import UserError
@@ -59,6 +59,22 @@ def test_a_sound_tree_is_neither_broken_nor_odd(root, check, layout):
     assert '  masks: 2 of 2 anomalous images have one, in 3 files' in lines
   if layout == 'mvtec_ad_2':
     assert 'passed over 2 images' in text
+
+
+def test_large_images_are_advised_on(root, check):
+  assert config.default().image_size == checking.SEEN
+  for number, size in enumerate([(1300, 900), (1300, 900), (200, 300)]):
+    image = np.zeros((*size, 3), np.uint8)
+    image[number] = 1
+    write(root / f'tubes/train/good/{number}.png', image)
+  status, lines = check(root)
+  advice = [line for line in lines if line.startswith('  advice: ')]
+  assert status == 0 and len(advice) == 1
+  assert '10 pixels across in an image of 900x1300 has 2.4;' in advice[0]
+  assert '--config.data.resolution=0' in advice[0]
+  # Not where most are no larger than those of the data sets.
+  write(root / 'tubes/train/good/9.png', np.zeros((1024, 1024, 3), np.uint8))
+  assert not any('advice' in line for line in check(root)[1])
 
 
 def odd(lines):

@@ -379,6 +379,7 @@ def run(tmp_path_factory):
   return folder / 'run', found
 
 
+@pytest.mark.slow
 def test_a_run_has_the_numbers_of_table_4(run):
   workdir, found = run
   written = json.loads((workdir / 'results.json').read_text())
@@ -397,6 +398,7 @@ def test_a_run_has_the_numbers_of_table_4(run):
   assert config['config']['eval']['holdout'] == 0
 
 
+@pytest.mark.slow
 def test_a_run_shows_the_ellipses(run):
   workdir, _ = run
   color = np.array([0x56, 0xE0, 0xFF])

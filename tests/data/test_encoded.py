@@ -235,6 +235,13 @@ def test_pillow_warns_nobody_and_its_neighbors_still_can():
     assert len(told) == 1
 
 
+def test_pillow_compares_with_a_number_wherever_another_thread_is():
+  bound = Image.MAX_IMAGE_PIXELS
+  with encoded._quiet:
+    assert Image.MAX_IMAGE_PIXELS > 1e15
+  assert bound == Image.MAX_IMAGE_PIXELS
+
+
 def test_what_is_decoded_at_a_time_is_bounded():
   room = encoded._Room(100)
   lock, taken, most = threading.Lock(), [], []

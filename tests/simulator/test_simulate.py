@@ -431,3 +431,147 @@ def test_changes_have_the_statistics_of_the_release(example_data):
   )
   rows = fidelity_simulator.compare_statistics(measured)
   _assert_statistics(rows, ('share', 'mask area', 'change', 'connected'))
+
+
+def test_the_lattice_has_as_many_cells_as_told():
+  key, options = jax.random.key(3), dataclasses.replace(_OPTIONS, cells=(4, 4))
+  noise, _ = masks.perlin_noise(key, _SHAPE, options)
+  numbers = sample.uniform(
+    key,
+    angles=(perlin.LATTICE_SIZE,) * 2,
+    resolution=(2,),
+    degrees=(),
+    threshold=(),
+  )
+  square = perlin.perlin_noise(
+    2 * jnp.pi * numbers['angles'], (4, 4), shape=(40, 40)
+  )
+  expected = rotation.rotate(square, degrees=180 * numbers['degrees'] - 90)
+  placed = np.asarray(noise)
+  columns = np.flatnonzero(placed.any(axis=0))
+  start = min(columns[0], _SHAPE[1] - 40)
+  np.testing.assert_allclose(
+    placed[:, start : start + 40], expected, rtol=0, atol=1e-5
+  )
+
+
+@pytest.fixture(scope='module')
+def draw_masks():
+  @functools.cache
+  def draw(**changes):
+    options = dataclasses.replace(_OPTIONS, **changes)
+    one = jax.vmap(lambda key: masks.perlin_mask(key, (48, 48), options))
+    return np.asarray(jax.jit(one)(_keys(5, 400))) > 0
+
+  return draw
+
+
+def test_unions_and_intersections_are_of_a_mask_and_another(draw_masks):
+  alone, unions = draw_masks(), draw_masks(unions=1.0)
+  both = draw_masks(intersections=1.0)
+  assert not (alone & ~unions).any()
+  assert not (both & ~alone).any()
+  # It is the second that comes to the first.
+  second = unions & ~alone
+  assert second.any(axis=(1, 2)).mean() > 0.4
+  smaller = both.sum() / alone.sum()
+  assert smaller < 0.9
+  np.testing.assert_array_equal(both.any(axis=(1, 2)), alone.any(axis=(1, 2)))
+  some = draw_masks(unions=0.25, intersections=0.25)
+  as_union = (some == unions).all(axis=(1, 2))
+  as_both = (some == both).all(axis=(1, 2))
+  as_one = (some == alone).all(axis=(1, 2))
+  assert (as_union | as_both | as_one).all()
+  changed = (unions != alone).any(axis=(1, 2))
+  assert 0.15 < (some[changed] != alone[changed]).any(axis=(1, 2)).mean() < 0.5
+
+
+# Of such an image all is anomaly, and nothing else is done to it.
+_ALL_ANOMALY = {
+  'anomaly_probability': 1.0,
+  'rotation_probability': 0.0,
+  'opacity': (1.0, 1.0),
+  'threshold': (-3.0, -3.0),
+}
+
+
+def test_good_textures_are_the_image_before():
+  colors = np.arange(1, 9, dtype=np.uint8)[:, None, None, None] * 20
+  images = np.broadcast_to(colors, (8, 16, 16, 3))
+  textures = np.zeros_like(images)
+  draw = _compiled(
+    **_ALL_ANOMALY,
+    good_textures=1.0,
+  )
+  found = np.asarray(draw(_keys(0, 8), images, textures).augmented) * 255
+  np.testing.assert_allclose(found, np.roll(images, 1, axis=0), atol=1e-3)
+  half = _compiled(
+    **_ALL_ANOMALY,
+    num_augmentations=0,
+    good_textures=0.5,
+  )
+  images = np.broadcast_to(colors[:1], (400, 16, 16, 3))
+  found = half(_keys(1, 400), images, np.zeros_like(images)).augmented
+  share = (np.asarray(found)[:, 8, 8, 0] > 0).mean()
+  assert abs(share - 0.5) < 4 * np.sqrt(0.25 / 400)
+
+
+def test_good_textures_are_shifted_and_mirrored():
+  image = np.zeros((12, 20, 3), np.uint8)
+  image[2, 3] = 255
+  images = np.broadcast_to(image, (300, 12, 20, 3))
+  draw = _compiled(
+    **_ALL_ANOMALY,
+    good_textures=1.0,
+  )
+  found = np.asarray(draw(_keys(2, 300), images, images).augmented)[..., 0]
+  places = np.array([np.argwhere(one > 0.5) for one in found])
+  assert places.shape == (300, 1, 2)  # The point, and no other.
+  assert len(np.unique(places[:, 0, 0])) == 12
+  assert len(np.unique(places[:, 0, 1])) == 20
+
+
+def test_so_many_textures_stay_as_they_are():
+  _, textures = _batch(1)
+  textures = np.repeat(textures, 200, axis=0)
+  draw = _compiled(
+    anomaly_probability=1.0,
+    opacity=(1.0, 1.0),
+    threshold=(-3.0, -3.0),
+    augmentations=('invert',),
+    num_augmentations=1,
+    augmentation_probability=0.7,
+  )
+  found = np.asarray(draw(_keys(0, 200), textures, textures).augmented) * 255
+  whole = np.abs(found - textures).max(axis=(1, 2, 3)) < 1e-3
+  inverted = np.abs(found - (255.0 - textures)).max(axis=(1, 2, 3)) < 1e-3
+  assert (whole ^ inverted).all()
+  assert abs(whole.mean() - 0.3) < 4 * np.sqrt(0.21 / 200)
+
+
+@pytest.mark.parametrize('anomaly_probability', [0.0, 1.0])
+def test_noise_is_on_what_the_networks_see(anomaly_probability):
+  images, textures = _batch(24)
+  images = images // 2 + 64  # Nothing is clipped.
+  changes = {'anomaly_probability': anomaly_probability}
+  clean = _compiled(**changes)(_keys(0, 24), images, textures)
+  noisy = _compiled(**changes, noise=0.02)(_keys(0, 24), images, textures)
+  np.testing.assert_array_equal(noisy.image, clean.image)
+  np.testing.assert_array_equal(noisy.mask, clean.mask)
+  inside = (clean.augmented > 0.15) & (clean.augmented < 0.85)
+  noise = np.asarray(noisy.augmented - clean.augmented)[np.asarray(inside)]
+  assert abs(noise.mean()) < 1e-3
+  assert 0.019 < noise.std() < 0.021
+  assert noisy.augmented.min() >= 0 and noisy.augmented.max() <= 1
+
+
+@pytest.mark.parametrize(
+  ('changes', 'field'),
+  [
+    ({'cells': (1, 12)}, 'cells'),
+    ({'unions': 0.6, 'intersections': 0.5}, 'unions'),
+  ],
+)
+def test_masks_that_cannot_be_are_refused(changes, field):
+  with pytest.raises(UserError, match=f'config.simulator.{field}'):
+    dataclasses.replace(_OPTIONS, **changes)

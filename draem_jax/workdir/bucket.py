@@ -20,8 +20,14 @@ _DRIVERS = {'gs': 'gcs', 's3': 's3'}
 # With one slash where pathlib has had it.
 _URL = re.compile(r'(gs|s3):/{1,2}([^/]*)(?:/(.*))?', re.DOTALL)
 _DOCS = 'docs/workdirs-in-buckets.md'
-# About half a minute, until a store counts as out of reach.
+# About half a minute until a store that refuses counts as out of reach, and two
+# minutes for one that is silent, which tensorstore would wait for for ever.
 _RETRIES = {'max_retries': 5, 'initial_delay': '500ms', 'max_delay': '8s'}
+_PATIENCE = {
+  'TENSORSTORE_CURL_CONNECT_TIMEOUT_SECONDS': '15',
+  'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '15',
+  'TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES': '1',
+}
 
 # Of what a list must have if it can be read: tensorstore takes a refusal by
 # Google for the end of the list, and a run would begin anew over an old one.
@@ -39,10 +45,11 @@ ABSENT = b'\x02'
 
 # What a store says, and what there is to do. The words are tensorstore's, or
 # the status of HTTP where it has none of its own.
+_CREDENTIALS = f'give this process credentials for it ({_DOCS})'
 _REMEDIES = {
   'NOT_FOUND': ('there is no such bucket', 'create it, or name another'),
-  'PERMISSION_DENIED': ('access is denied', 'see ' + _DOCS),
-  'UNAUTHENTICATED': ('there are no credentials', 'see ' + _DOCS),
+  'PERMISSION_DENIED': ('access is denied', _CREDENTIALS),
+  'UNAUTHENTICATED': ('there are no credentials', _CREDENTIALS),
   'INVALID_ARGUMENT': ('the store refuses the request', 'see ' + _DOCS),
   'Invalid ': ('this can be no name', 'name another'),
 }
@@ -85,7 +92,7 @@ class Bucket:
   """
 
   def __init__(self, url: str | os.PathLike[str]):
-    """Opens them; whether there is a bucket shows when it is asked."""
+    """Opens them; whether there is a bucket shows when it is written to."""
     self.url = str(parse(url))
     scheme, bucket, path = _URL.fullmatch(self.url).groups(default='')
     spec = {'driver': _DRIVERS[scheme], 'bucket': bucket}
@@ -93,8 +100,10 @@ class Bucket:
     if scheme == 's3':
       spec |= _s3_settings()
     self.has_conditions = scheme == 'gs'
-    with self._naming_errors():
+    with self._naming_errors(), _muting_libraries():
       self._objects = _open(spec)
+      # Any request: the first one looks for credentials.
+      self._objects.read(_LANDMARKS[0].encode()).result()
 
   def list(self) -> list[str]:
     """The names of all objects, relative to the URL.
@@ -183,12 +192,27 @@ class Bucket:
 
 @functools.cache
 def _context() -> Any:
+  for name, value in _PATIENCE.items():
+    os.environ.setdefault(name, value)
   # It takes a moment to import, and only buckets need it.
   import tensorstore as ts
 
   return ts.Context(
     {'gcs_request_retries': _RETRIES, 's3_request_retries': _RETRIES}
   )
+
+
+@contextlib.contextmanager
+def _muting_libraries() -> Iterator[None]:
+  """Keeps stderr free of a line from C for each place without credentials."""
+  kept = os.dup(2)
+  try:
+    with open(os.devnull, 'wb') as nowhere:
+      os.dup2(nowhere.fileno(), 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
 
 
 def _open(spec: dict[str, Any]) -> Any:

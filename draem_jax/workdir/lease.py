@@ -62,8 +62,8 @@ class Lease:
     silent = time.monotonic() - self._renewed
     if silent > _STALE:
       raise UserError(
-        f'{self._bucket.url}: it could not be reached for {silent:.0f} s: see to'
-        ' the network'
+        f'{self._bucket.url}: it could not be reached for {silent:.0f} s: see'
+        ' to the network'
       )
 
   def release(self) -> None:

@@ -77,7 +77,11 @@ def main(argv: list[str]) -> None:
   given = flags.FLAGS
   workdir = command.expand_place(given.workdir, '--workdir')
   output = command.expand_place(given.output, '--output')
-  if workdir == output or _are_one_folder(workdir, output):
+  if bucket.is_url(workdir) or bucket.is_url(output):
+    is_same = workdir == output
+  else:
+    is_same = workdir.is_dir() and output.is_dir() and workdir.samefile(output)
+  if is_same:
     raise UserError(
       f'--output={output} is the folder of the run, whose own {TABLE} is'
       ' there: take another'
@@ -87,15 +91,6 @@ def main(argv: list[str]) -> None:
     message='stopped: the same command goes on from there',
   ):
     _predict(workdir, output)
-
-
-def _are_one_folder(*places: pathlib.PurePath) -> bool:
-  folders = [place for place in places if isinstance(place, pathlib.Path)]
-  return len(folders) == 2 and (
-    folders[0].is_dir()
-    and folders[1].is_dir()
-    and folders[0].samefile(folders[1])
-  )
 
 
 def _predict(workdir: pathlib.PurePath, output: pathlib.PurePath) -> None:

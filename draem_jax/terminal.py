@@ -40,17 +40,17 @@ def prepare() -> None:
 
 def say(*lines: str) -> None:
   """Writes what a command has found out to standard output."""
-  _write('\n'.join(map(names.shown, lines)), sys.stdout)
+  _write('\n'.join(map(_shown, lines)), sys.stdout)
 
 
 def complain(*lines: str) -> None:
   """Writes what went wrong to standard error."""
-  _write('\n'.join(map(names.shown, lines)), sys.stderr)
+  _write('\n'.join(map(_shown, lines)), sys.stderr)
 
 
 @contextlib.contextmanager
 def shown_as(folder: pathlib.Path, name: str) -> Iterator[None]:
-  """Shows a folder by another name in log lines while the block runs."""
+  """Shows a folder by another name while the block runs."""
   _NAMES[str(folder)] = name
   try:
     yield
@@ -65,11 +65,15 @@ def renamed(text: str) -> str:
   return text
 
 
+def _shown(text: str) -> str:
+  return names.shown(renamed(text))
+
+
 class _OneLine(logging.Formatter):
   """The message, on one line even if it has names in it that are not."""
 
   def format(self, record: logging.LogRecord) -> str:
-    return names.shown(renamed(record.getMessage()))
+    return _shown(record.getMessage())
 
 
 class Handler(logging.StreamHandler):

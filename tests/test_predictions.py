@@ -439,6 +439,32 @@ def test_damaged_notes_are_named(tmp_path, text, words):
   assert path.read_bytes() == before
 
 
+def test_no_changed_digit_of_a_note_goes_unnoticed(tmp_path):
+  with begin(tmp_path) as predictions:
+    add_all(predictions, NAMES[:2])
+  path = tmp_path / 'regions.jsonl'
+  whole = path.read_bytes()
+  for place, byte in enumerate(whole):
+    if chr(byte).isdigit():
+      other = ord('1') if byte == ord('0') else ord('0')
+      path.write_bytes(whole[:place] + bytes([other]) + whole[place + 1 :])
+      with pytest.raises(UserError, match=r'regions.jsonl is damaged'):
+        Predictions(tmp_path, SETTINGS)
+
+
+def test_notes_of_before_had_no_checksum(tmp_path):
+  with begin(tmp_path) as predictions:
+    add_all(predictions, NAMES[:2])
+    predictions.write_regions()
+  path = tmp_path / 'regions.jsonl'
+  before = (tmp_path / 'predictions.json').read_bytes()
+  lines = path.read_bytes().splitlines()
+  path.write_bytes(b''.join(line.split(b'\t')[0] + b'\n' for line in lines))
+  with begin(tmp_path) as predictions:
+    predictions.write_regions()
+  assert (tmp_path / 'predictions.json').read_bytes() == before
+
+
 def test_a_folder_of_before_goes_on_without_boxes(tmp_path):
   with begin(tmp_path):
     pass

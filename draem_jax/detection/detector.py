@@ -14,7 +14,6 @@ overlapping tiles of `image_size` (`detection.tiles`).
 import copy
 import dataclasses
 import functools
-import itertools
 import logging
 import os
 import pathlib
@@ -31,11 +30,11 @@ from draem_jax import counted, sizes
 from draem_jax.data import encoded, resizing
 from draem_jax.data import roi as roi_lib
 from draem_jax.data.images import resize_bilinear
-from draem_jax.detection import tiles
+from draem_jax.detection import scanner, tiles
 from draem_jax.detection.regions import Region, find_regions
 from draem_jax.errors import UserError
 from draem_jax.networks import folding, models
-from draem_jax.score import IMAGE_SCORES, MAPS, map_and_score
+from draem_jax.score import IMAGE_SCORES, map_and_score
 from draem_jax.workdir import claim, mirror
 from draem_jax.workdir.thresholds import FILE as THRESHOLDS_FILE
 from draem_jax.workdir.thresholds import Thresholds, read_thresholds
@@ -165,21 +164,15 @@ class Detector:
       )
       return output.reconstruction, maps, scores
 
-    def look(
-      variables: Mapping[str, Any], images: UInt8[Array, 'b h w 3']
-    ) -> tuple[
-      Float[Array, 'b h w 3'] | None,
-      Float[Array, 'b h w'],
-      Float[Array, 'b'] | None,
-    ]:
-      images = images.astype(jnp.float32) / 255
-      output = model.apply(variables, images, train=False)
-      # Smoothed, if they are, once they are blended.
-      maps = MAPS[score_map].compute(output, images)
-      decide = IMAGE_SCORES[score_image].compute
-      return output.reconstruction, maps, decide and decide(output)
-
-    self._score, self._look = jax.jit(score), jax.jit(look)
+    self._score = jax.jit(score)
+    self._scanner = scanner.Scanner(
+      model,
+      self.folded,
+      image_size=self.image_size,
+      score_map=score_map,
+      score_image=score_image,
+      score_window=score_window,
+    )
 
   @classmethod
   def load(
@@ -396,7 +389,7 @@ class Detector:
       padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
       padded[: len(batch)] = batch
       outputs = jax.device_get(self._score(self.folded, padded))
-      _check_numbers(outputs[1:])
+      scanner.check_numbers(outputs[1:])
       yield Scored(
         *(
           None if output is None else output[: len(batch)] for output in outputs
@@ -470,82 +463,16 @@ class Detector:
       scored = self.with_batch_size(1).score_all(rows(0, shape[0])[None])
       take(scored.anomaly_map[0])
       if see is not None and scored.reconstruction is not None:
-        see(_as_levels(scored.reconstruction[0]))
+        see(scanner.as_levels(scored.reconstruction[0]))
       return float(scored.score[0])
-    tiling = tiles.cover(shape, self.image_size)
-    decisions = []
-    looked = self._look_at(
-      tiles.cut(rows, tiling),
-      tiling.count,
-      decisions.append,
-      with_reconstruction=see is not None,
+    return self._scanner.scan(
+      rows, shape, take, see=see, batch_size=self.batch_size
     )
-
-    def separate() -> Iterator[Float[np.ndarray, '_ w']]:
-      for strip in tiles.blend(tiling, looked):
-        if strip.shape[2] > 1:
-          see(_as_levels(strip[..., 1:]))
-        yield strip[..., 0]
-
-    def give(
-      strips: Iterable[Float[np.ndarray, '_ w']],
-    ) -> Iterator[Float[np.ndarray, '_ w']]:
-      for strip in strips:
-        take(strip)
-        yield strip
-
-    maps, window = separate(), self.score_window
-    if MAPS[self.score_map].is_smoothed:
-      averaged = give(tiles.local_means(maps, window=window))
-    else:
-      averaged = tiles.local_means(give(maps), window=window)
-    # All of them, whatever the score is read of.
-    score = max(float(means.max()) for means in averaged)
-    return max(decisions) if decisions else score
-
-  def _look_at(
-    self,
-    pictures: Iterator[UInt8[np.ndarray, 'h w 3']],
-    count: int,
-    decide: Callable[[float], Any],
-    *,
-    with_reconstruction: bool,
-  ) -> Iterator[Float[np.ndarray, 'h w c']]:
-    """The map of each tile, and behind it, as channels, its reconstruction.
-
-    While the device looks at a batch the next one is cut out.
-    """
-    size = min(self.batch_size, 1 << (count - 1).bit_length())
-
-    def begun() -> Iterator[tuple[int, Any]]:
-      while batch := list(itertools.islice(pictures, size)):
-        padded = np.zeros((size, *self.image_size, 3), np.uint8)
-        padded[: len(batch)] = batch
-        yield len(batch), self._look(self.folded, padded)
-
-    for number, (seen, maps, decisions) in _one_ahead(begun()):
-      seen = seen if with_reconstruction else None
-      seen, maps, decisions = jax.device_get((seen, maps, decisions))
-      _check_numbers((maps,) if decisions is None else (maps, decisions))
-      for index in range(number):
-        if decisions is not None:
-          decide(float(decisions[index]))
-        parts = [maps[index, ..., None]]
-        if seen is not None:
-          parts.append(seen[index].astype(np.float32))
-        yield np.concatenate(parts, axis=-1)
 
   def compile_tiles(self) -> None:
     """Compiles the programs that scan pictures of whatever size."""
     self.score_all(np.zeros((1, *self.image_size, 3), np.uint8))
-    size = 1
-    while True:
-      size = min(size, self.batch_size)
-      shape = (size, *self.image_size, 3)
-      jax.block_until_ready(self._look(self.folded, np.zeros(shape, np.uint8)))
-      if size == self.batch_size:
-        return
-      size *= 2
+    self._scanner.compile(self.batch_size)
 
   def choose_thresholds(
     self,
@@ -690,28 +617,6 @@ class Detector:
     for index, small_map in enumerate(scored.anomaly_map):
       maps[index] = resize_map(small_map, size)
     return maps, scored.score
-
-
-def _check_numbers(arrays: Iterable[Float[np.ndarray, '...']]) -> None:
-  if not all(np.isfinite(array).all() for array in arrays):
-    raise UserError(
-      'the networks give maps or scores that are no numbers: their weights are'
-      ' damaged, or the training has diverged: restore them from a backup, or'
-      ' train again with a lower config.learning_rate'
-    )
-
-
-def _as_levels(
-  reconstruction: Float[np.ndarray, 'h w 3'],
-) -> UInt8[np.ndarray, 'h w 3']:
-  return (np.clip(reconstruction, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def _one_ahead(items: Iterator[Any]) -> Iterator[Any]:
-  """The same items, of which the next one is begun before each is given."""
-  for item, following in itertools.pairwise(itertools.chain(items, [None])):
-    del following
-    yield item
 
 
 def resize_map(

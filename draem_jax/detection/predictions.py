@@ -2,9 +2,8 @@
 
 `predictions.csv` has a row for each image. `overlays/` and `maps/` have a PNG
 for each at the same place as in the folder of images. `predictions.json` has
-the regions of all, as COCO has them. It is made in the end of `regions.jsonl`,
-which has a line for each image. A row is written after its pictures and its
-regions, so that whatever ends the run, what is in the table is whole.
+the regions of all (`detection.notes`). A row is written after its pictures and
+its regions, so that whatever ends the run, what is in the table is whole.
 
 A table that was opened and saved in a spreadsheet comes back with other
 separators, line breaks and numbers. What of it can be read in one way only is
@@ -17,13 +16,11 @@ import decimal
 import fcntl
 import functools
 import io
-import itertools
-import json
 import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +28,7 @@ from jaxtyping import UInt8, UInt16
 
 from draem_jax import names
 from draem_jax.data import files, png
+from draem_jax.detection import notes
 from draem_jax.detection.regions import Region
 from draem_jax.errors import UserError
 from draem_jax.pictures.naming import picture_name
@@ -41,12 +39,10 @@ _log = logging.getLogger(__name__)
 TABLE = 'predictions.csv'
 OVERLAYS, MAPS = 'overlays', 'maps'
 REGIONS = 'predictions.json'
-_NOTES = 'regions.jsonl'
 _SETTINGS = 'predict.json'
 # What the settings of a folder say that was begun before there was a choice.
 _EARLIER = {'choice of boxes': False, 'longest side of overlays': 0}
 _HEADER = ['file', 'score', 'is_anomalous', 'area']
-_REGION_FIELDS = 'bbox', 'area', 'peak', 'segmentation'
 _SEPARATORS = ',', ';', '\t'
 # What a spreadsheet that shows two decimals may have taken from a score.
 _MOST_ROUNDED = 0.005
@@ -77,19 +73,17 @@ class Predictions:
     self.verdicts: dict[str, bool] = {}
     self._settings = dict(settings)
     self._claim(settings)
-    for path in (self.folder / TABLE, self.folder / _NOTES):
+    for path in (self.folder / TABLE, self.folder / notes.FILE):
       if path.exists() and not path.is_file():
         raise UserError(f'{path} is not a file: take another --output')
     self._table = (self.folder / TABLE).open('ab+')
-    self._notes: io.BufferedIOBase | None = None
     try:
       self._lock()
       storage.clear_partial(self.folder, deep=True)
       self._read(settings.get('threshold'))
-      self._keep_notes()
-      self._notes = (self.folder / _NOTES).open('ab')
+      self._notes = notes.Notes(self.folder, self.verdicts)
     except BaseException:
-      self.close()
+      self._table.close()
       raise
 
   def add(
@@ -129,25 +123,12 @@ class Predictions:
       score: its score.
       regions: of its mask.
     """
-    note = {
-      'file_name': name,
-      'height': size[0],
-      'width': size[1],
-      'score': score,
-      'annotations': [region.as_dict() for region in regions],
-    }
-    self._write(json.dumps(note).encode() + b'\n', self._notes, _NOTES)
+    self._notes.add(name, size=size, score=score, regions=regions)
 
   def write_regions(self) -> None:
     """Writes those of all images in the table to `predictions.json`."""
     path = self.folder / REGIONS
-    with storage.atomic_file(path) as file:
-      head = json.dumps(self._settings)
-      file.write(f'{{"info": {head},\n"images": ['.encode())
-      count = _write_entries(file, self._images())
-      file.write(b'],\n"annotations": [')
-      _write_entries(file, self._annotations())
-      file.write(b'],\n"categories": [{"id": 1, "name": "anomaly"}]}\n')
+    count = self._notes.write_coco(path, self._settings, self.verdicts)
     if lacking := len(self.verdicts) - count:
       _log.warning(
         '%s lacks %d of %d images, whose regions were not noted when they were'
@@ -176,8 +157,7 @@ class Predictions:
 
   def close(self) -> None:
     """Closes the table, and lets other processes write to the folder."""
-    if self._notes is not None:
-      self._notes.close()
+    self._notes.close()
     self._table.close()
 
   def _claim(self, settings: Mapping[str, Any]) -> None:
@@ -192,7 +172,7 @@ class Predictions:
     path = self.folder / _SETTINGS
     # A link that leads nowhere is there, too.
     if not os.path.lexists(path):
-      for name in (TABLE, OVERLAYS, MAPS, REGIONS, _NOTES):
+      for name in (TABLE, OVERLAYS, MAPS, REGIONS, notes.FILE):
         if (self.folder / name).exists():
           raise UserError(
             f'{self.folder / name} was not written by draem_jax.predict: take'
@@ -264,93 +244,10 @@ class Predictions:
       )
     # By one who is killed in between, rows are lost and scored again.
     self._table.truncate(0)
-    self._write(ours)
+    storage.append(self._table, ours)
 
   def _append(self, row: list[str]) -> None:
-    self._write(names.to_bytes(_as_text(row)))
-
-  def _write(
-    self,
-    data: bytes,
-    file: io.BufferedIOBase | None = None,
-    name: str = TABLE,
-  ) -> None:
-    file = file or self._table
-    try:
-      file.write(data)
-      file.flush()
-    except OSError as error:
-      error.filename = error.filename or str(self.folder / name)
-      raise
-
-  def _keep_notes(self) -> None:
-    """Drops the notes of images that have no row: they are scored again."""
-    path = self.folder / _NOTES
-    if not path.exists():
-      return
-    with storage.atomic_file(path) as file:
-      for line, note in self._read_notes():
-        if note['file_name'] in self.verdicts:
-          file.write(line)
-
-  def _read_notes(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The lines of the notes, but for a last one that was cut short."""
-    path = self.folder / _NOTES
-    with path.open('rb') as file:
-      for number, line in enumerate(file, 1):
-        if not line.endswith(b'\n'):
-          return
-        try:
-          note = storage.parse_json(line)
-          _check_note(note)
-        except ValueError as error:
-          raise UserError(
-            f'{path} is damaged (line {number}: {error}): take another --output'
-          ) from error
-        yield line, note
-
-  def _images(self) -> Iterator[dict[str, Any]]:
-    for number, (_, note) in enumerate(self._read_notes(), 1):
-      note.pop('annotations')
-      verdict = self.verdicts[note['file_name']]
-      yield {'id': number, **note, 'is_anomalous': verdict}
-
-  def _annotations(self) -> Iterator[dict[str, Any]]:
-    ids = itertools.count(1)
-    for number, (_, note) in enumerate(self._read_notes(), 1):
-      for region in note['annotations']:
-        own = {'id': next(ids), 'image_id': number, 'category_id': 1}
-        yield own | region | {'iscrowd': 0}
-
-
-def _write_entries(
-  file: io.BufferedIOBase, entries: Iterable[dict[str, Any]]
-) -> int:
-  """Writes the elements of a list of JSON, a line each; returns how many."""
-  count = 0
-  for entry in entries:
-    file.write((',\n' if count else '\n').encode() + json.dumps(entry).encode())
-    count += 1
-  return count
-
-
-def _check_note(note: dict[str, Any]) -> None:
-  """Raises a `ValueError` if something of a note is not as it was written."""
-  kinds = {
-    'file_name': str,
-    'height': int,
-    'width': int,
-    'score': float,
-    'annotations': list,
-  }
-  if list(note) != list(kinds):
-    raise ValueError(f'it has the fields {", ".join(note):.200}')
-  for name, kind in kinds.items():
-    if type(note[name]) is not kind:
-      raise ValueError(f'{name} is {note[name]!r:.80}')
-  for region in note['annotations']:
-    if not isinstance(region, dict) or list(region) != list(_REGION_FIELDS):
-      raise ValueError(f'a region is {region!r:.80}')
+    storage.append(self._table, names.to_bytes(_as_text(row)))
 
 
 class _Row(NamedTuple):

@@ -48,6 +48,8 @@ _STRIP = 1 << 20
 _KEPT = 1 << 26
 # Pictures that are scored by tiles at a time.
 _TILED = 4
+# Boxes in an overlay: of hundreds none could be told from another.
+_BOXES = 50
 
 _In, _Out = TypeVar('_In'), TypeVar('_Out')
 
@@ -104,29 +106,29 @@ def score_files(
   # The networks need not look at a whole batch for a few images.
   if not detector.is_tiled:
     detector = detector.with_batch_size(min(detector.batch_size, len(names)))
-  score = _score_by_tiles if detector.is_tiled else _score
   progress = _Progress(len(found.names), len(found.names) - len(names))
   bits_in_use = {}
+
+  def pass_over(error: UserError) -> None:
+    _log.warning('%s', error)
+    progress.add_broken()
+
+  overlay = {'with_boxes': with_boxes, 'side': overlay_side}
+  given = (detector, found.root, names, predictions, bits_in_use, overlay)
+  rows = (
+    _score_by_tiles(*given)
+    if detector.is_tiled
+    else _score(*given, pass_over=pass_over)
+  )
   with (
     logging_redirect_tqdm([logging.getLogger('draem_jax')]),
     contextlib.closing(progress),
-    contextlib.closing(
-      score(
-        detector,
-        found.root,
-        names,
-        predictions,
-        progress,
-        bits_in_use,
-        {'with_boxes': with_boxes, 'side': overlay_side},
-      )
-    ) as rows,
+    contextlib.closing(rows),
   ):
     try:
       for row in rows:
         if isinstance(row, UserError):
-          _log.warning('%s', row)
-          progress.add_broken()
+          pass_over(row)
           continue
         _note(row, predictions)
         progress.add(predictions.verdicts[row.name])
@@ -155,13 +157,15 @@ def _score(
   root: pathlib.Path,
   names: Iterable[str],
   predictions: Predictions,
-  progress: '_Progress',
   bits_in_use: dict[str, int],
   overlay: Mapping[str, Any],
+  *,
+  pass_over: Callable[[UserError], None],
 ) -> Iterator[_Row | UserError]:
   """Reads, scores and writes the pictures; the rows come in order.
 
-  Of images of 16 bits, `bits_in_use` is told by name.
+  Of images of 16 bits, `bits_in_use` is told by name. Files that cannot be read
+  are passed over before they get into a batch.
   """
   kept = _Kept(_KEPT)
   prepare = detector.prepare_picture
@@ -180,8 +184,7 @@ def _score(
   def readable(pictures: Iterable[_Picture | UserError]) -> Iterator[_Picture]:
     for picture in pictures:
       if isinstance(picture, UserError):
-        _log.warning('%s', picture)
-        progress.add_broken()
+        pass_over(picture)
       else:
         yield picture
 
@@ -229,12 +232,10 @@ def _score_by_tiles(
   root: pathlib.Path,
   names: Iterable[str],
   predictions: Predictions,
-  progress: '_Progress',
   bits_in_use: dict[str, int],
   overlay: Mapping[str, Any],
 ) -> Iterator[_Row | UserError]:
   """The same of pictures of which each is scored by tiles."""
-  del progress  # Nothing is skipped before it has a row.
 
   def work(name: str) -> _Row | UserError:
     with contextlib.ExitStack() as stack:
@@ -324,12 +325,13 @@ class Drawing:
 
     Args:
       rows: gives the image's rows from one to before another.
-      with_boxes: whether the boxes of the regions are drawn, too.
+      with_boxes: whether the boxes of the regions are drawn, too, of the 50
+        with the highest peaks.
       side: pixels of the longer side, at most; 0 for those of the image.
     """
     block = shrink.factor(self.shape, side)
-    boxes = [region.box for region in self.regions] if with_boxes else []
-    boxes = [_shrink_box(box, block) for box in boxes]
+    regions = self.regions[:_BOXES] if with_boxes else []
+    boxes = [_shrink_box(region.box, block) for region in regions]
     shape = tuple(-(-length // block) for length in self.shape)
     for begin, end, inner in self._strips(block):
       anomaly_map = shrink.peaks(self._map(begin, end), block)

@@ -6,7 +6,6 @@ python -m draem_jax.export --workdir=runs/bottle --format=onnx --output=out/
 `onnx` are whole detectors: from images of any size to maps and scores.
 """
 
-import pathlib
 from collections.abc import Callable
 
 from absl import flags
@@ -38,29 +37,17 @@ def main(argv: list[str]) -> None:
     detector = Detector.load(folder)
     category = claim.read_config(folder)['category']
   with mirror.written(output, wanted=lambda name: False) as folder:
-    _write(detector, folder, category, shown=output)
-
-
-def _write(
-  detector: Detector,
-  output: pathlib.Path,
-  category: str,
-  *,
-  shown: pathlib.PurePath,
-) -> None:
-  """Writes it to a folder, which is that of a place of another name or not."""
-  given = flags.FLAGS
-  if output.exists() and not output.is_dir():
-    raise UserError(f'--output={output} is a file: name a folder')
-  storage.clear_partial(output)
-  write, channel_order = FORMATS[given.format]
-  for line in write(
-    detector,
-    output,
-    channel_order=given.channel_order or channel_order,
-    category=category,
-  ):
-    terminal.say(line.replace(str(output), str(shown)))
+    if folder.exists() and not folder.is_dir():
+      raise UserError(f'--output={folder} is a file: name a folder')
+    storage.clear_partial(folder)
+    write, channel_order = FORMATS[given.format]
+    for line in write(
+      detector,
+      folder,
+      channel_order=given.channel_order or channel_order,
+      category=category,
+    ):
+      terminal.say(line)
 
 
 def define_flags() -> None:

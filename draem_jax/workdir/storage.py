@@ -71,6 +71,24 @@ def write_json(path: str | pathlib.Path, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2) + '\n')
 
 
+def append(file: BinaryIO, content: bytes) -> None:
+  """Adds to an open file, at once.
+
+  Args:
+    file: opened by its path.
+    content: the bytes to add.
+
+  Raises:
+    OSError: which names the file, if they cannot be written.
+  """
+  try:
+    file.write(content)
+    file.flush()
+  except OSError as error:
+    error.filename = error.filename or str(file.name)
+    raise
+
+
 def is_partial(name: str) -> bool:
   """Whether a file of this name is one that is being written."""
   return bool(_PARTIAL.fullmatch(name))

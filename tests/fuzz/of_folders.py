@@ -69,6 +69,7 @@ _FILES = (
   *('run/config.json', 'run/config.json', 'run/config.json'),
   *('run/thresholds.json', 'run/thresholds.json', 'run/.lock'),
   *('out/predictions.csv', 'out/predictions.csv', 'out/predict.json'),
+  'out/regions.jsonl',
   *('study/study.json', 'study/draem/part/seed0/results.json'),
   'study/draem/part/seed0/timing.json',
   *_READ_BY_MAIN,

@@ -241,7 +241,7 @@ from draem_jax.workdir import bucket
 silent = socket.create_server(('127.0.0.1', 0))
 os.environ['AWS_ENDPOINT_URL'] = f'http://127.0.0.1:{silent.getsockname()[1]}'
 assert all(int(seconds) < 30 for seconds in bucket._PATIENCE.values())
-bucket._PATIENCE |= dict.fromkeys(bucket._PATIENCE, '1')
+os.environ.update(dict.fromkeys(bucket._PATIENCE, '1'))
 bucket._RETRIES |= {'max_retries': 1, 'initial_delay': '1ms'}
 bucket.Bucket('s3://bucket/run').read('x')
 """

@@ -5,12 +5,14 @@
 Makes pictures of brushed metal, `plates` of 3000x4000 and `strips` of 200x5000
 pixels, good ones and such with pits of 10 pixels, trains two detectors of the
 same widths on each and prints a row of a table for each: one sees the pictures
-resized to 256x256, the other crops of 64x64 at their own size.
+resized to 256x256, the other crops of 64x64 at their own size. Both are
+trained by Muon for 500 steps, so that the first has seen 16 times the pixels.
 """
 
 import argparse
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -32,15 +34,17 @@ def main() -> None:
   parser.add_argument('--folder', type=pathlib.Path, required=True)
   parser.add_argument('--kinds', default='plates,strips')
   parser.add_argument('--detectors', default='resized,cropped')
-  parser.add_argument('--steps', type=int, default=600)
   args = parser.parse_args()
   for kind in args.kinds.split(','):
     data = args.folder / 'data'
     if not (data / kind).exists():
-      make_category(data / kind, SHAPES[kind])
+      partial = data / f'.{kind}'
+      shutil.rmtree(partial, ignore_errors=True)
+      make_category(partial, SHAPES[kind])
+      partial.rename(data / kind)
     for detector in args.detectors.split(','):
       workdir = args.folder / f'{kind}-{detector}'
-      _train(kind, data, workdir, [*_DETECTORS[detector]], args.steps)
+      _train(kind, data, workdir, [*_DETECTORS[detector]])
       print(json.dumps(_row(kind, detector, workdir)), flush=True)
 
 
@@ -68,7 +72,7 @@ def make_category(folder: pathlib.Path, shape: tuple[int, int]) -> None:
 def brushed_metal(
   rng: np.random.Generator, shape: tuple[int, int]
 ) -> np.ndarray:
-  """Fine grooves along the rows, uneven light and the sensor's noise.
+  """Fine grooves along the rows, nearly even light, and the sensor's noise.
 
   Args:
     rng: decides everything that chance does.
@@ -83,7 +87,7 @@ def brushed_metal(
   grooves = grooves.filter(ImageFilter.GaussianBlur(0.8)).resize(
     (width, height), Image.Resampling.BICUBIC
   )
-  light = rng.uniform(-20, 20, (3, 4)) + 128
+  light = rng.uniform(-2, 2, (3, 4)) + 128
   light = Image.fromarray(light.astype(np.uint8)).resize(
     (width, height), Image.Resampling.BICUBIC
   )
@@ -114,7 +118,6 @@ def _train(
   data: pathlib.Path,
   workdir: pathlib.Path,
   options: list[str],
-  steps: int,
 ) -> None:
   subprocess.run(
     [
@@ -130,7 +133,11 @@ def _train(
       '--config.eval.holdout=0.1',
       '--config.eval.mask_threshold=0.5',
       '--config.batch_size=4',
-      f'--config.num_steps={steps}',
+      '--config.num_steps=500',
+      '--config.optimizer=muon',
+      '--config.learning_rate=0.006',
+      '--config.learning_rate_warmup=0.05',
+      '--config.ema=0.99',
       *options,
     ],
     check=True,

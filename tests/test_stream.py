@@ -125,6 +125,29 @@ def test_boxes_stand_around_what_is_anomalous(detector, tmp_path):
   assert changed.sum() == 2 * (width + height + 10)
 
 
+def test_of_many_boxes_those_of_the_highest_peaks_are_drawn(detector):
+  anomaly_map = np.zeros((40, 60), np.float32)
+  # Far enough apart that no frame hides another: one faint, two others.
+  spots = {(6, 6): 0.6, (20, 30): 0.9, (32, 50): 0.8}
+  for place, value in spots.items():
+    anomaly_map[place] = value
+  drawing = stream.Drawing(detector, anomaly_map, 0.9, (40, 60))
+  assert len(drawing.regions) == 3
+  image = np.full((40, 60, 3), 40, np.uint8)
+
+  def overlay(**options):
+    strips = drawing.overlay(lambda top, bottom: image[top:bottom], **options)
+    return np.concatenate(list(strips)).astype(int)
+
+  plain, every = overlay(), overlay(with_boxes=True)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(stream, '_BOXES', 2)
+    highest = overlay(with_boxes=True)
+  changed = (highest != plain).any(axis=2)
+  assert changed[14:].any() and not changed[:14].any()
+  np.testing.assert_array_equal(highest[14:], every[14:])
+
+
 def test_broken_files_are_told_counted_and_passed_over(
   detector, tmp_path, caplog
 ):

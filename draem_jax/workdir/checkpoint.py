@@ -467,7 +467,8 @@ def _read(folder: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
     if name not in found:
       raise UserError(
         f'{folder} holds no {name}, which the config asks for: set config.model'
-        ' as the run was trained, or take another --workdir'
+        ' and config.optimizer as the run was trained, or take another'
+        ' --workdir'
       )
     if expected[name] != found[name]:
       raise UserError(

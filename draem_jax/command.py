@@ -21,6 +21,7 @@ from ml_collections import config_dict, config_flags
 
 from draem_jax import cluster, interrupt, names, sizes, terminal
 from draem_jax.errors import UserError
+from draem_jax.workdir import bucket
 
 _log = logging.getLogger(__name__)
 
@@ -101,12 +102,30 @@ def expand(path: str) -> pathlib.Path:
   return pathlib.Path(os.path.expanduser(path))
 
 
+def expand_place(path: str, flag: str) -> pathlib.PurePath:
+  """The path of a flag that takes the URL of a place in a bucket, too.
+
+  Args:
+    path: a folder or a URL.
+    flag: its name.
+
+  Raises:
+    UserError: if libraries cannot write to a folder of this name, or nothing
+      of a bucket can have it.
+  """
+  if bucket.is_url(path):
+    return bucket.parse(path)
+  # Of what is written by ourselves alone any name will do.
+  return expand_workdir(path) if flag == '--workdir' else expand(path)
+
+
 def expand_workdir(path: str) -> pathlib.Path:
   """The same of a folder that libraries write to.
 
   Raises:
-    UserError: if its name is one that they cannot take.
+    UserError: if its name is one that they cannot take, or a URL.
   """
+  _refuse_url(path, '--workdir')
   return _check_writable_name(expand(path), '--workdir')
 
 
@@ -234,6 +253,7 @@ def read_config() -> config_dict.ConfigDict:
   for name in _PATHS:
     value = config.data.get(name)
     if isinstance(value, str):
+      _refuse_url(value, f'config.data.{name}')
       config.data[name] = os.path.expanduser(value)
   _check_writable_name(config.data.tfds_dir, 'config.data.tfds_dir')
   return config
@@ -355,6 +375,14 @@ def _check_writable_name(path: Any, field: str) -> Any:
       f' {" ".join(mistaken)} in a name: name another folder'
     )
   return path
+
+
+def _refuse_url(path: str, field: str) -> None:
+  if bucket.is_url(path):
+    raise UserError(
+      f'{field}={path} is in a bucket, where only main, predict and export have'
+      ' --workdir: take a folder, of a mounted disk or of a copy'
+    )
 
 
 def _folder() -> str:

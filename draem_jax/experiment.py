@@ -22,7 +22,7 @@ from draem_jax.errors import UserError
 from draem_jax.report import drawings, results
 from draem_jax.simulator.textures import TEXTURES
 from draem_jax.training import train, writer
-from draem_jax.workdir import claim, lock, storage
+from draem_jax.workdir import bucket, claim, lock, mirror, storage
 from draem_jax.workdir.thresholds import write_thresholds
 
 _log = logging.getLogger(__name__)
@@ -37,13 +37,13 @@ _PUBLISHED = {
 
 
 def train_and_evaluate(
-  config: Mapping[str, Any], workdir: str | pathlib.Path
+  config: Mapping[str, Any], workdir: str | pathlib.PurePath
 ) -> dict[str, Any]:
   """Trains what is not trained yet in `workdir`, then evaluates.
 
   Args:
     config: the run's config as nested plain values.
-    workdir: the folder of the run.
+    workdir: the folder of the run, or the URL of one in a bucket.
 
   Returns:
     The row of the run, as `results` describes it; empty in the processes of a
@@ -55,22 +55,23 @@ def train_and_evaluate(
       in `workdir`.
     interrupt.Interrupted: if a signal stopped the training.
   """
-  workdir = pathlib.Path(workdir)
   with contextlib.ExitStack() as stack:
     with cluster.together():
       config_lib.check(config)
-      config = decide(config, workdir)
+    folder = stack.enter_context(mirror.written(workdir, together=True))
+    with cluster.together():
+      config = decide(config, folder)
       try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
       except OSError as error:
         raise UserError(
-          f'--workdir={workdir} cannot be made ({error.strerror}): name another'
+          f'--workdir={folder} cannot be made ({error.strerror}): name another'
         ) from error
       if devices.is_main_process():
-        stack.enter_context(lock.hold(workdir))
-        storage.clear_partial(workdir, deep=True)
+        stack.enter_context(lock.hold(folder))
+        storage.clear_partial(folder, deep=True)
     cluster.compare(cluster.versions() | _comparable(config))
-    return _run(config, workdir)
+    return _run(config, folder, is_shared=not bucket.is_url(workdir))
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,9 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+def _run(
+  config: Mapping[str, Any], workdir: pathlib.Path, *, is_shared: bool
+) -> dict[str, Any]:
   """Does what `train_and_evaluate` says, alone in `workdir`."""
   mesh = devices.make_mesh(config['batch_size'])
   memory = resident.device_memory(devices.replicated(mesh))
@@ -121,7 +124,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
     eval_images=for_crops(config, good['good_images']),
   )
   _tell_of_evaluations(config, good['source'])
-  state, lines = train.train(trainer, workdir)
+  state, lines = train.train(trainer, workdir, is_shared=is_shared)
   row = {}
   if devices.is_main_process():
     row = _evaluate(

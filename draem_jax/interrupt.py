@@ -17,11 +17,17 @@ class Interrupted(KeyboardInterrupt):
   """A signal ended the command in order; `command.wrap` makes it a status.
 
   Not an `Exception`, which libraries would swallow.
+
+  Attributes:
+    is_everywhere: whether all processes of a cluster have agreed to raise it.
   """
 
-  def __init__(self, signal_number: int, message: str):
+  def __init__(
+    self, signal_number: int, message: str, *, is_everywhere: bool = False
+  ):
     super().__init__(message)
     self.signal_number = signal_number
+    self.is_everywhere = is_everywhere
 
 
 class SignalWatch:

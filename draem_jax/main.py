@@ -25,6 +25,7 @@ from draem_jax import (
 from draem_jax.errors import UserError
 from draem_jax.report import results
 from draem_jax.studies import workers
+from draem_jax.workdir import bucket, mirror
 
 
 def define_flags() -> None:
@@ -33,7 +34,9 @@ def define_flags() -> None:
     'config', None, 'What to run: configs/mvtec.py:bottle, say.'
   )
   flags.DEFINE_string(
-    'workdir', None, 'Folder of the run; runs/<category> by default.'
+    'workdir',
+    None,
+    'Folder of the run, or gs://… or s3://…; runs/<category> by default.',
   )
   flags.DEFINE_integer(
     'processes',
@@ -71,7 +74,7 @@ def main(argv: list[str]) -> None:
   command.use_compilation_cache()
   config = command.read_config()
   workdir = _workdir(config)
-  _check_flags(config)
+  _check_flags(config, workdir)
   # The training has a watch of its own: it saves before it stops.
   with interrupt.raised(
     notice='stopping', message='stopped: the same command goes on from there'
@@ -79,28 +82,40 @@ def main(argv: list[str]) -> None:
     rows = _run(config.to_dict(), workdir)
   if devices.is_main_process():
     if config.category == 'all' and given.only is None:
-      results.write_table(workdir / 'results.md', rows)
-      report.write_comparison(workdir / 'report.html', rows)
+      with mirror.written(workdir, wanted=_is_report, alone=False) as folder:
+        results.write_table(folder / 'results.md', rows)
+        report.write_comparison(folder / 'report.html', rows)
     _tell(config.category, workdir, rows)
   _end([f'{row["category"]}: {row["failure"]}' for row in _failed(rows)])
 
 
-def _workdir(config: Any) -> pathlib.Path:
-  return command.expand_workdir(
-    flags.FLAGS.workdir or f'runs/{config.category}'
+def _workdir(config: Any) -> pathlib.PurePath:
+  return command.expand_place(
+    flags.FLAGS.workdir or f'runs/{config.category}', '--workdir'
   )
 
 
-def _check_flags(config: Any) -> None:
+def _is_report(name: str) -> bool:
+  """Whether the report of all links to an object of this name."""
+  return name.count('/') == 1 and name.endswith('/report.html')
+
+
+def _check_flags(config: Any, workdir: pathlib.PurePath) -> None:
   """Refuses what is for all categories of a folder, where one is meant."""
-  if config.category == 'all':
-    return
   for name, default in (('processes', 1), ('only', None)):
-    if flags.FLAGS[name].value != default:
+    if flags.FLAGS[name].value == default:
+      continue
+    if config.category != 'all':
       raise UserError(
         f'--{name} is for all categories of a folder, and this is'
         f' {config.category}: leave it out, or take --config=configs/mvtec.py'
         ':all'
+      )
+    if bucket.is_url(workdir):
+      raise UserError(
+        f'--{name} is for a folder, and --workdir={workdir} is in a bucket:'
+        ' leave it out, or start each category with --config=configs/mvtec.py'
+        f':NAME --workdir={workdir}/NAME'
       )
 
 
@@ -123,7 +138,7 @@ def _run_crew(places: Sequence[workers.Place]) -> None:
   """Runs all categories, each in a process of its own on its devices."""
   config = command.read_config()
   workdir = _workdir(config)
-  _check_flags(config)
+  _check_flags(config, workdir)
   rows, missing = categories.run_crew(
     config.to_dict(),
     workdir,

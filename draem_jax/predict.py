@@ -22,6 +22,7 @@ from draem_jax.detection.predictions import (
   leave_out_own,
 )
 from draem_jax.errors import UserError
+from draem_jax.workdir import bucket, mirror
 
 _log = logging.getLogger('draem_jax.predict')  # Run, it is '__main__'.
 
@@ -31,11 +32,15 @@ _OVERLAY_SIDE = 2048
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string('workdir', None, 'Folder of the trained run.')
+  flags.DEFINE_string(
+    'workdir', None, 'Folder of the trained run, or gs://… or s3://….'
+  )
   flags.DEFINE_string(
     'images', None, 'What to score: an image, a folder of any depth, or a glob.'
   )
-  flags.DEFINE_string('output', None, 'Folder to write to.')
+  flags.DEFINE_string(
+    'output', None, 'Folder to write to, or gs://… or s3://….'
+  )
   flags.DEFINE_float(
     'threshold', None, 'An image is anomalous above this score.', 0, 1
   )
@@ -70,9 +75,13 @@ def main(argv: list[str]) -> None:
   )
   command.required('workdir', 'images', 'output')
   given = flags.FLAGS
-  workdir = command.expand_workdir(given.workdir)
-  output = command.expand(given.output)
-  if workdir.is_dir() and output.is_dir() and workdir.samefile(output):
+  workdir = command.expand_place(given.workdir, '--workdir')
+  output = command.expand_place(given.output, '--output')
+  if bucket.is_url(workdir) or bucket.is_url(output):
+    is_same = workdir == output
+  else:
+    is_same = workdir.is_dir() and output.is_dir() and workdir.samefile(output)
+  if is_same:
     raise UserError(
       f'--output={output} is the folder of the run, whose own {TABLE} is'
       ' there: take another'
@@ -84,7 +93,7 @@ def main(argv: list[str]) -> None:
     _predict(workdir, output)
 
 
-def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
+def _predict(workdir: pathlib.PurePath, output: pathlib.PurePath) -> None:
   given = flags.FLAGS
   found = files.find_images(
     given.images, excluded=(output / OVERLAYS, output / MAPS)
@@ -113,7 +122,10 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
   }
   # Room for large pictures.
   detector = detector.for_scoring()
-  with contextlib.closing(Predictions(output, settings)) as predictions:
+  with (
+    mirror.written(output, wanted=_is_no_picture) as folder,
+    contextlib.closing(Predictions(folder, settings)) as predictions,
+  ):
     broken = stream.score_files(
       detector,
       found,
@@ -130,7 +142,7 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
   terminal.say(
     f'{len(verdicts)} images, {sum(verdicts)} anomalous: {output / TABLE}'
   )
-  own = output.resolve()
+  own = None if bucket.is_url(output) else pathlib.Path(output).resolve()
   line = files.passed_over(
     [
       name
@@ -145,6 +157,11 @@ def _predict(workdir: pathlib.Path, output: pathlib.Path) -> None:
   broken += len(found.unreadable)
   if broken:
     raise command.Stopped(f'passed over as unreadable: {broken}', 1)
+
+
+def _is_no_picture(name: str) -> bool:
+  """Whether going on needs an object of this name."""
+  return name.split('/', 1)[0] not in (OVERLAYS, MAPS)
 
 
 def run() -> None:

@@ -4,12 +4,18 @@ What a command writes there is for a person, and its work lies in files: nobody
 who reads is no reason to stop.
 """
 
+import contextlib
 import io
 import logging
 import os
+import pathlib
 import sys
+from collections.abc import Iterator
 
 from draem_jax import names
+
+# What a person knows by another name: folders that stand for something else.
+_NAMES: dict[str, str] = {}
 
 
 def prepare() -> None:
@@ -34,19 +40,40 @@ def prepare() -> None:
 
 def say(*lines: str) -> None:
   """Writes what a command has found out to standard output."""
-  _write('\n'.join(map(names.shown, lines)), sys.stdout)
+  _write('\n'.join(map(_shown, lines)), sys.stdout)
 
 
 def complain(*lines: str) -> None:
   """Writes what went wrong to standard error."""
-  _write('\n'.join(map(names.shown, lines)), sys.stderr)
+  _write('\n'.join(map(_shown, lines)), sys.stderr)
+
+
+@contextlib.contextmanager
+def shown_as(folder: pathlib.Path, name: str) -> Iterator[None]:
+  """Shows a folder by another name while the block runs."""
+  _NAMES[str(folder)] = name
+  try:
+    yield
+  finally:
+    del _NAMES[str(folder)]
+
+
+def renamed(text: str) -> str:
+  """A line with the names of `shown_as` in it."""
+  for folder, name in list(_NAMES.items()):
+    text = text.replace(folder, name)
+  return text
+
+
+def _shown(text: str) -> str:
+  return names.shown(renamed(text))
 
 
 class _OneLine(logging.Formatter):
   """The message, on one line even if it has names in it that are not."""
 
   def format(self, record: logging.LogRecord) -> str:
-    return names.shown(record.getMessage())
+    return _shown(record.getMessage())
 
 
 class Handler(logging.StreamHandler):

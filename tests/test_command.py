@@ -40,6 +40,7 @@ SLOW = {
   'sklearn',
   'tensorboardX',
   'tensorflow_datasets',
+  'tensorstore',
   'torch',
 }
 

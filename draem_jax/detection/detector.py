@@ -35,7 +35,7 @@ from draem_jax.detection.regions import Region, find_regions
 from draem_jax.errors import UserError
 from draem_jax.networks import folding, models
 from draem_jax.score import IMAGE_SCORES, map_and_score
-from draem_jax.workdir import claim
+from draem_jax.workdir import claim, mirror
 from draem_jax.workdir.thresholds import FILE as THRESHOLDS_FILE
 from draem_jax.workdir.thresholds import Thresholds, read_thresholds
 
@@ -176,12 +176,12 @@ class Detector:
 
   @classmethod
   def load(
-    cls, workdir: str | pathlib.Path, *, batch_size: int | None = None
+    cls, workdir: str | pathlib.PurePath, *, batch_size: int | None = None
   ) -> 'Detector':
     """The detector that a run in `workdir` has trained.
 
     Args:
-      workdir: the folder of the run.
+      workdir: the folder of the run, or the URL of one in a bucket.
       batch_size: images a call of the networks; by default as the run was
         evaluated (`config.eval.batch_size`).
 
@@ -190,10 +190,17 @@ class Detector:
     Raises:
       UserError: if the folder holds no run or no checkpoint that fits it.
     """
+    with mirror.read(workdir) as folder:
+      return cls._load(folder, batch_size=batch_size)
+
+  @classmethod
+  def _load(
+    cls, workdir: pathlib.Path, *, batch_size: int | None
+  ) -> 'Detector':
+    """Does what `load` says, from a folder."""
     # Orbax takes a while to import, and only a workdir needs it.
     from draem_jax.workdir import checkpoint
 
-    workdir = pathlib.Path(workdir)
     config = claim.read_config(workdir)
     failure = claim.failure(workdir)
     if failure:

@@ -15,7 +15,7 @@ from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.export import onnx, stablehlo, torch
 from draem_jax.torch_weights import convert
-from draem_jax.workdir import claim, storage
+from draem_jax.workdir import claim, mirror, storage
 
 # A writer and the order of channels that its users expect.
 FORMATS: dict[str, tuple[Callable[..., list[str]], str]] = {
@@ -30,29 +30,35 @@ def main(argv: list[str]) -> None:
   command.refuse_arguments(argv)
   command.required('workdir', 'format', 'output')
   given = flags.FLAGS
-  workdir = command.expand_workdir(given.workdir)
-  output = command.expand(given.output)
+  workdir = command.expand_place(given.workdir, '--workdir')
+  output = command.expand_place(given.output, '--output')
   devices.find()
-  detector = Detector.load(workdir)
-  category = claim.read_config(workdir)['category']
-  if output.exists() and not output.is_dir():
-    raise UserError(f'--output={output} is a file: name a folder')
-  storage.clear_partial(output)
-  write, channel_order = FORMATS[given.format]
-  for line in write(
-    detector,
-    output,
-    channel_order=given.channel_order or channel_order,
-    category=category,
-  ):
-    terminal.say(line)
+  with mirror.read(workdir) as folder:
+    detector = Detector.load(folder)
+    category = claim.read_config(folder)['category']
+  with mirror.written(output, wanted=lambda name: False) as folder:
+    if folder.exists() and not folder.is_dir():
+      raise UserError(f'--output={folder} is a file: name a folder')
+    storage.clear_partial(folder)
+    write, channel_order = FORMATS[given.format]
+    for line in write(
+      detector,
+      folder,
+      channel_order=given.channel_order or channel_order,
+      category=category,
+    ):
+      terminal.say(line)
 
 
 def define_flags() -> None:
   """Defines the flags of this command."""
-  flags.DEFINE_string('workdir', None, 'Folder of the trained run.')
+  flags.DEFINE_string(
+    'workdir', None, 'Folder of the trained run, or gs://… or s3://….'
+  )
   flags.DEFINE_enum('format', None, list(FORMATS), 'What to write.')
-  flags.DEFINE_string('output', None, 'Folder to write to.')
+  flags.DEFINE_string(
+    'output', None, 'Folder to write to, or gs://… or s3://….'
+  )
   flags.DEFINE_enum(
     'channel_order',
     None,

@@ -428,13 +428,18 @@ class Trainer:
 
 
 def train(
-  trainer: Trainer, workdir: str | pathlib.Path
+  trainer: Trainer, workdir: str | pathlib.Path, *, is_shared: bool = True
 ) -> tuple[TrainState, writer_lib.Writer | None]:
   """Trains to the last step, from the newest checkpoint if there is one.
 
   With `config.stop_when_flat` the last step is the one where so many
   evaluations have found nothing better, and every checkpoint has the variables
   of the best one as those that are evaluated.
+
+  Args:
+    trainer: the run.
+    workdir: its folder.
+    is_shared: whether that is one folder for all processes of a cluster.
 
   Returns:
     The state after the last step, and the (closed) writer; None for the writer
@@ -447,7 +452,9 @@ def train(
   """
   config, workdir = trainer.config, pathlib.Path(workdir)
   checkpointer = checkpoint.Checkpointer(
-    workdir / 'checkpoints', keep=config['keep_checkpoints']
+    workdir / 'checkpoints',
+    keep=config['keep_checkpoints'],
+    is_shared=is_shared,
   )
   state = trainer.init_state()
   shapes = abstract(state)
@@ -525,6 +532,7 @@ def train(
             stop,
             f'stopped and saved at step {step}: the same command goes on from'
             ' there',
+            is_everywhere=True,
           )
         if last:
           break

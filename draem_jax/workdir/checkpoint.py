@@ -65,18 +65,24 @@ _REFUSALS = ('PERMISSION_DENIED', 'RESOURCE_EXHAUSTED')
 class Checkpointer:
   """The numbered checkpoints of one folder, of a run that trains there."""
 
-  def __init__(self, folder: str | pathlib.Path, *, keep: int):
+  def __init__(
+    self, folder: str | pathlib.Path, *, keep: int, is_shared: bool = True
+  ):
     """Opens `folder`, which is made if it is not there.
 
     Args:
       folder: where the checkpoints lie, one folder a step.
       keep: how many of the newest stay.
+      is_shared: whether it is one folder for all processes of a cluster, which
+        write its arrays together. Else the main one writes all of them, in its
+        own.
     """
     self.folder = pathlib.Path(folder).absolute()
     self._keep = keep
+    self._saves_alone = not is_shared and jax.process_count() > 1
     # The same filter is there but once.
     absl.logging.get_absl_logger().addFilter(_is_not_of_orbax)
-    if devices.is_main_process():
+    if devices.is_main_process() or not is_shared:
       # Of a save that was killed; whoever has the lock is alone here.
       for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
         shutil.rmtree(path, ignore_errors=True)
@@ -86,15 +92,22 @@ class Checkpointer:
   def _manager(self) -> Any:
     """Orbax's, made when it is needed: a run that begins has nothing to read.
 
-    In a cluster every process must ask for it at the same time.
+    In a cluster every process must ask for it at the same time, unless the
+    main one saves alone.
     """
     # Here and below, as it takes a while to import.
     import orbax.checkpoint as ocp
 
+    options = {}
+    if self._saves_alone:
+      options['create'] = False
+      options['multiprocessing_options'] = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}
+      )
     return ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep, enable_async_checkpointing=True
+        max_to_keep=self._keep, enable_async_checkpointing=True, **options
       ),
     )
 
@@ -137,7 +150,12 @@ class Checkpointer:
 
     with self._naming_a_full_disk():
       self.check_room(state, variables)
+      if self._saves_alone and not devices.is_main_process():
+        return
       items = _items(state, variables)
+      if self._saves_alone:
+        # Orbax would leave a part of each array to the other processes.
+        items = jax.tree.map(_own_copy, items)
       saved = self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -302,6 +320,11 @@ def _items(state: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     if part is not variables and part is not variables.get(name)
   }
   return {_STATE: rest, _VARIABLES: dict(variables)}
+
+
+def _own_copy(array: jax.Array) -> np.ndarray:
+  """A replicated array as this process has it, which no step writes over."""
+  return np.array(array.addressable_data(0))
 
 
 def _parts(state: Any) -> dict[str, Any]:

@@ -89,6 +89,11 @@ def append(file: BinaryIO, content: bytes) -> None:
     raise
 
 
+def is_partial(name: str) -> bool:
+  """Whether a file of this name is one that is being written."""
+  return bool(_PARTIAL.fullmatch(name))
+
+
 def clear_partial(folder: str | pathlib.Path, *, deep: bool = False) -> None:
   """Deletes what processes that were killed had begun to write in a folder.
 
@@ -99,7 +104,7 @@ def clear_partial(folder: str | pathlib.Path, *, deep: bool = False) -> None:
   for place, folders, found in os.walk(folder):
     if not deep:
       folders.clear()
-    for name in filter(_PARTIAL.fullmatch, found):
+    for name in filter(is_partial, found):
       path = os.path.join(place, name)
       with contextlib.suppress(OSError), open(path, 'r+b') as file:
         if _try_to_lock(file):

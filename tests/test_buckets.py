@@ -778,8 +778,8 @@ def test_two_processes_of_a_run_share_a_bucket(gs, start, whole):
   assert [status for status, _, _ in ended] == [0, 0], ended
   assert f'going on from {gs}/checkpoints/3' in ended[0][2]
   assert objects(gs)['results.json'] == first['results.json']
-  # The first step is that of one process; Adam makes much of the order of sums
-  # in those that follow.
+  # In the steps that follow two processes differ from one by the order of sums,
+  # in a folder as much.
   losses = [
     json.loads(text.splitlines()[0])['loss']
     for text in (

@@ -1,16 +1,10 @@
-"""Two CPU devices for every test, before anything imports JAX.
-
-Programs are not optimized: most of them run once, and compiling them is what
-takes the time. The commands that tests start are, as those of users.
-"""
+"""Two CPU devices for every test, before anything imports JAX."""
 
 import os
 import pathlib
 
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '')
-  + ' --xla_force_host_platform_device_count=2'
-  + ' --xla_backend_optimization_level=0'
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'
 )
 
 import jaxtyping

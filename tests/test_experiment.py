@@ -200,7 +200,7 @@ def test_a_failure_is_written_and_ends_in_another_status(
       config='', workdir=str(tmp_path), processes=1, only=None
     ),
   )
-  monkeypatch.setattr(main, '_check_flags', lambda _: None)
+  monkeypatch.setattr(main, '_check_flags', lambda *_: None)
   monkeypatch.setattr(main.command, 'read_config', lambda: small_config())
   monkeypatch.setattr(main.command, 'use_compilation_cache', lambda: None)
   monkeypatch.setattr(experiment, 'list_categories', lambda _: ['pens'])

@@ -121,6 +121,7 @@ def test_more_networks_are_one_entry(monkeypatch):
   assert detector_of(trainer, state).score_all(random_images(2)).score.any()
 
 
+@pytest.mark.slow
 def test_one_more_loss_is_one_entry(monkeypatch):
   term = losses.Term(
     lambda output, image, mask, **_: jnp.abs(

@@ -425,7 +425,7 @@ def test_a_run_from_files_to_results(tmp_path, monkeypatch, caplog):
   # Held out, they are others than those that are trained on.
   config['eval']['holdout'] = 0.34
   with monkeypatch.context() as patched:
-    patched.setattr(train, 'train', lambda trainer, workdir: 1 / 0)
+    patched.setattr(train, 'train', lambda *_, **options: 1 / 0)
     tell = []
     patched.setattr(train, 'Trainer', lambda *args, **parts: tell.append(parts))
     with pytest.raises(ZeroDivisionError):

@@ -103,6 +103,7 @@ def test_feeding_from_the_host_changes_no_bit(one_device_run):
   assert not feeders()
 
 
+@pytest.mark.slow
 def test_a_run_decodes_on_demand_stops_and_goes_on(tmp_path, resident_trainer):
   reads, gone = [], threading.Event()
 

@@ -9,6 +9,7 @@ many times as much.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,7 +157,8 @@ def upsample_by_products(
   """`upsample` for a TPU; in bfloat16 weights are rounded to 1/256."""
   batch, height, width, _ = x.shape
 
-  def matrices(size: int, *leading: int) -> Float[Array, '*_ n s']:
+  # A number of images that is not known yet is no int.
+  def matrices(size: int, *leading: Any) -> Float[Array, '*_ n s']:
     # One for each image or row, all the same and never stored: with a single
     # one, whole images would be turned around in memory.
     matrix = jnp.asarray(_rounded_upsample_matrix(size, x.dtype), x.dtype)

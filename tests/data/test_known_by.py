@@ -41,7 +41,7 @@ def root(tmp_path):
 def run(config, workdir):
   """A run but for its training; random weights stand for what that gives."""
 
-  def train(trainer, workdir):
+  def train(trainer, workdir, **_):
     variables = random_variables(trainer.config['model'], seed=0)
     writer = Writer(workdir, first_step=0, num_steps=2, batch_size=4)
     writer.close()

@@ -22,6 +22,7 @@ from PIL import Image, ImageFilter
 SHAPES = {'plates': (3000, 4000), 'strips': (200, 5000)}
 COUNTS = {'train/good': 24, 'test/good': 6, 'test/pit': 10}
 _PIT = 10  # Pixels across.
+_DARKER = 0.3  # Of the light of a pixel, what a pit takes.
 _DETECTORS = {
   'resized': ('--config.image_size=256', '--config.score_window=21'),
   'cropped': ('--config.image_size=64', '--config.data.resolution=0'),
@@ -108,7 +109,7 @@ def _add_pits(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     y, x = rng.integers(8, height - 8), rng.integers(8, width - 8)
     place = np.s_[y - 8 : y + 9, x - 8 : x + 9]
     depth = np.clip((_PIT / 2 + 1 - distance) / 2, 0, 1)[..., None]
-    picture[place] = picture[place] * (1 - 0.6 * depth)
+    picture[place] = picture[place] * (1 - _DARKER * depth)
     mask[place] = np.maximum(mask[place], (distance <= _PIT / 2) * 255)
   return mask
 

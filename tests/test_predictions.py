@@ -332,7 +332,7 @@ def add_all(predictions, names=NAMES, *, first=0):
   for index, name in enumerate(names, first):
     score = 0.25 * index
     regions = [REGION] * index
-    predictions.add_regions(name, size=(6, 9), score=score, regions=regions)
+    predictions.notes.add(name, size=(6, 9), score=score, regions=regions)
     predictions.add(
       name, score=score, is_anomalous=index > 0, area=2 * index / 54
     )

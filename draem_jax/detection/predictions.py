@@ -20,7 +20,7 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +29,6 @@ from jaxtyping import UInt8, UInt16
 from draem_jax import names
 from draem_jax.data import files, png
 from draem_jax.detection import notes
-from draem_jax.detection.regions import Region
 from draem_jax.errors import UserError
 from draem_jax.pictures.naming import picture_name
 from draem_jax.workdir import storage
@@ -53,6 +52,7 @@ class Predictions:
 
   Attributes:
     verdicts: of the images in the table, by name.
+    notes: of the regions of each image, written before its row.
   """
 
   def __init__(
@@ -81,7 +81,7 @@ class Predictions:
       self._lock()
       storage.clear_partial(self.folder, deep=True)
       self._read(settings.get('threshold'))
-      self._notes = notes.Notes(self.folder, self.verdicts)
+      self.notes = notes.Notes(self.folder, self.verdicts)
     except BaseException:
       self._table.close()
       raise
@@ -107,28 +107,10 @@ class Predictions:
     self._append([name, f'{score:.9g}', verdict, f'{area:.6g}'])
     self.verdicts[name] = is_anomalous
 
-  def add_regions(
-    self,
-    name: str,
-    *,
-    size: tuple[int, int],
-    score: float,
-    regions: Sequence[Region],
-  ) -> None:
-    """Notes the regions of an image, which are none if it is good.
-
-    Args:
-      name: of the file, relative to the folder of images.
-      size: the image's height and width.
-      score: its score.
-      regions: of its mask.
-    """
-    self._notes.add(name, size=size, score=score, regions=regions)
-
   def write_regions(self) -> None:
     """Writes those of all images in the table to `predictions.json`."""
     path = self.folder / REGIONS
-    count = self._notes.write_coco(path, self._settings, self.verdicts)
+    count = self.notes.write_coco(path, self._settings, self.verdicts)
     if lacking := len(self.verdicts) - count:
       _log.warning(
         '%s lacks %d of %d images, whose regions were not noted when they were'
@@ -157,7 +139,7 @@ class Predictions:
 
   def close(self) -> None:
     """Closes the table, and lets other processes write to the folder."""
-    self._notes.close()
+    self.notes.close()
     self._table.close()
 
   def _claim(self, settings: Mapping[str, Any]) -> None:

@@ -140,7 +140,7 @@ def score_files(
 
 
 def _note(row: _Row, predictions: Predictions) -> None:
-  predictions.add_regions(
+  predictions.notes.add(
     row.name, size=row.size, score=row.score, regions=row.regions
   )
   area = sum(region.area for region in row.regions)

@@ -35,7 +35,8 @@ from draem_jax import devices
 from draem_jax.configs import mvtec
 from draem_jax.networks import models
 from draem_jax.simulator.options import Options
-from draem_jax.training import sampling, train
+from draem_jax.training import optimizer as optimizer_lib
+from draem_jax.training import sampling, trainer
 from draem_jax.training import step as train_step
 
 # Bottle's images and the textures of DTD, which lie on every chip.
@@ -244,7 +245,7 @@ def find_devices(topology: str) -> list[Any]:
 def compile_step(
   devices_: Sequence[Any], options: argparse.Namespace
 ) -> jax.stages.Compiled:
-  """The compiled step of the release's recipe, as `train.Trainer` has it."""
+  """The compiled step of the release's recipe, as `trainer.Trainer` has it."""
   config = mvtec.get_config('bottle,release')
   config.update(
     dtype=options.dtype, batch_size=options.batch, image_size=options.size
@@ -254,12 +255,14 @@ def compile_step(
   config = config.to_dict()
   mesh = Mesh(np.array(devices_), ('data',), axis_types=(AxisType.Auto,))
   model = models.make(config)
-  num_steps = train.count_steps(config, _NUM_IMAGES)
-  optimizer = train.make_optimizer(train.make_schedule(config, num_steps))
+  num_steps = trainer.count_steps(config, _NUM_IMAGES)
+  optimizer = optimizer_lib.make_optimizer(
+    optimizer_lib.make_schedule(config, num_steps)
+  )
   step = train_step.make_train_step(
     model,
     optimizer,
-    train.make_recipe(config, num_steps),
+    trainer.make_recipe(config, num_steps),
     Options(**config['simulator']),
     mesh=mesh,
   )

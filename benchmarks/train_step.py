@@ -25,7 +25,7 @@ from draem_jax.configs import mvtec
 from draem_jax.data import textures as texture_files
 from draem_jax.simulator.simulate import Example
 from draem_jax.training import step as train_step
-from draem_jax.training import train
+from draem_jax.training import trainer as trainer_lib
 
 WHOLE, FIXED = 'draem_jax, whole step', 'draem_jax, without simulator'
 # Of one H100 (SXM) in bfloat16, without sparsity.
@@ -34,7 +34,7 @@ H100_TFLOPS = 989.0
 
 def make_trainer(
   *, size: int, widths: Sequence[int], batch: int, dtype: str
-) -> train.Trainer:
+) -> trainer_lib.Trainer:
   """A run of the release's recipe whose data lie on the first device."""
   config = mvtec.get_config('bottle,release')
   config.image_size, config.batch_size, config.dtype = size, batch, dtype
@@ -43,20 +43,20 @@ def make_trainer(
   mesh = devices.make_mesh(batch, jax.devices()[:1])
   pieces = np.asarray(texture_files.builtin_textures(image_size=size))
   pieces = jax.device_put(pieces, devices.replicated(mesh))
-  return train.Trainer(
+  return trainer_lib.Trainer(
     config.to_dict(), images=pieces, textures=pieces, mesh=mesh
   )
 
 
 def whole_step(
-  trainer: train.Trainer, state: train_step.TrainState
+  trainer: trainer_lib.Trainer, state: train_step.TrainState
 ) -> Callable[[int], float]:
   """A contender: the step that `draem_jax.main` runs."""
   return _chain(lambda state: trainer.step(state, 0), state)
 
 
 def step_without_simulator(
-  trainer: train.Trainer, state: train_step.TrainState
+  trainer: trainer_lib.Trainer, state: train_step.TrainState
 ) -> Callable[[int], float]:
   """A contender: networks, losses and optimizer on one fixed example."""
   config = trainer.config
@@ -72,7 +72,7 @@ def step_without_simulator(
     train_step.make_update(
       trainer.model,
       trainer.optimizer,
-      train.make_recipe(config, trainer.num_steps),
+      trainer_lib.make_recipe(config, trainer.num_steps),
     ),
     donate_argnums=0,
   )

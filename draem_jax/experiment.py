@@ -22,6 +22,7 @@ from draem_jax.errors import UserError
 from draem_jax.report import drawings, results
 from draem_jax.simulator.textures import TEXTURES
 from draem_jax.training import train, writer
+from draem_jax.training import trainer as trainer_lib
 from draem_jax.workdir import bucket, claim, lock, mirror, storage
 from draem_jax.workdir.thresholds import write_thresholds
 
@@ -93,7 +94,7 @@ def _run(
   mesh = devices.make_mesh(config['batch_size'])
   memory = resident.device_memory(devices.replicated(mesh))
   if memory is not None:
-    train.check_memory(config, memory, mesh.size)
+    trainer_lib.check_memory(config, memory, mesh.size)
   with cluster.together():
     category, texture_images = _load(config, workdir)
     kept, held_out = split_holdout(
@@ -116,7 +117,7 @@ def _run(
   )
   _tell_of_small(config, kept)
   good = _threshold_images(category, kept, held_out)
-  trainer = train.Trainer(
+  trainer = trainer_lib.Trainer(
     config,
     images=placed['training images'],
     textures=placed['textures'],
@@ -332,7 +333,7 @@ def _evaluate(
   workdir: pathlib.Path,
   category: category_lib.Category,
   *,
-  trainer: train.Trainer,
+  trainer: trainer_lib.Trainer,
   variables: Mapping[str, Any],
   good_images: UInt8[np.ndarray, 'n h w c'] | Pictures,
   source: str,

@@ -19,8 +19,8 @@ from draem_jax import losses, score
 from draem_jax.networks import models
 from draem_jax.simulator.simulate import Example
 from draem_jax.torch_weights import convert
+from draem_jax.training import optimizer as optimizer_lib
 from draem_jax.training import step as train_step
-from draem_jax.training import train
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'tests' / 'golden'
 WIDTHS = convert.Widths(4, 2)
@@ -85,7 +85,7 @@ def train_in_float64(
   """Takes the golden steps of Adam in float64, by the step that trains."""
   steps = []
   model = models.Draem(*WIDTHS, param_dtype=jnp.float64)
-  optimizer = train.make_optimizer(lambda step: 1e-3)
+  optimizer = optimizer_lib.make_optimizer(lambda step: 1e-3)
   look = jax.jit(
     functools.partial(train_step.loss_and_gradients, model, recipe=RECIPE)
   )

@@ -371,7 +371,7 @@ MUTANTS = (
   ),
   Mutant(
     'optimizer: another beta',
-    'training/train.py',
+    'training/optimizer.py',
     'b2=0.999',
     'b2=0.99',
     f'{_MODELS} -k three_steps',
@@ -379,14 +379,14 @@ MUTANTS = (
   # Schedule.
   Mutant(
     'schedule: the rate grows at milestones',
-    'training/train.py',
+    'training/optimizer.py',
     "int(share * num_steps): config['learning_rate_factor']",
     "int(share * num_steps): 1 / config['learning_rate_factor']",
     f'{_TRAIN} -k schedule',
   ),
   Mutant(
     'schedule: epochs are rounded down',
-    'training/train.py',
+    'training/trainer.py',
     "steps = -(-config['num_epochs'] * num_images // config['batch_size'])",
     "steps = config['num_epochs'] * num_images // config['batch_size']",
     f'{_TRAIN} -k epochs',

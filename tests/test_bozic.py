@@ -22,8 +22,10 @@ from draem_jax.export import torch as export_torch
 from draem_jax.networks import bozic, models
 from draem_jax.report import details
 from draem_jax.simulator import simulate
+from draem_jax.training import optimizer as optimizer_lib
 from draem_jax.training import step as train_step
 from draem_jax.training import train
+from draem_jax.training import trainer as trainer_lib
 from draem_jax.workdir import claim
 from draem_jax.workdir.thresholds import Thresholds
 
@@ -296,7 +298,7 @@ def test_full_width_has_the_channels_of_the_authors():
 def fresh():
   """Networks of width 8, their optimizer, and the state before any step."""
   model = models.Bozic(discriminative_width=8)
-  optimizer = train.make_optimizer(lambda step: 0.3, 'sgd')
+  optimizer = optimizer_lib.make_optimizer(lambda step: 0.3, 'sgd')
   mesh = devices.make_mesh(1, jax.devices()[:1])
   state = train_step.init_state(model, optimizer, seed=0, mesh=mesh)
   return model, optimizer, state
@@ -387,11 +389,13 @@ def make_trainer(**overrides):
   images, textures = jax.device_put(
     (random_images(6), random_images(5, seed=1)), devices.replicated(mesh)
   )
-  return train.Trainer(config, images=images, textures=textures, mesh=mesh)
+  return trainer_lib.Trainer(
+    config, images=images, textures=textures, mesh=mesh
+  )
 
 
 def test_sgd_has_neither_momentum_nor_scale():
-  optimizer = train.make_optimizer(lambda step: 0.5 / (1 + step), 'sgd')
+  optimizer = optimizer_lib.make_optimizer(lambda step: 0.5 / (1 + step), 'sgd')
   params = jnp.asarray([1.0, -2.0])
   state = optimizer.init(params)
   for step in range(3):
@@ -405,10 +409,11 @@ def test_sgd_has_neither_momentum_nor_scale():
 def test_an_older_recipe_has_the_same_program():
   """Schedule and optimizer are of no weight where they are not asked for."""
   config = small_config().to_dict()
-  recipe = train.make_recipe(config, 6)
+  recipe = trainer_lib.make_recipe(config, 6)
   assert losses.SCHEDULES[recipe.schedule](jnp.float32(0.5)) == {}
   plain, named = (
-    train.make_optimizer(lambda step: 1e-3, *name) for name in ([], ['adam'])
+    optimizer_lib.make_optimizer(lambda step: 1e-3, *name)
+    for name in ([], ['adam'])
   )
   params = jnp.ones(3)
   for optimizer in (plain, named, optax.adam(1e-3)):
@@ -575,7 +580,7 @@ def test_the_step_learns_one_batch(fresh):
     augmented=jnp.where(mask[..., None] > 0, noise, images),
     mask=jnp.asarray(mask),
   )
-  recipe = train.make_recipe(small_config(**OVERRIDES).to_dict(), 80)
+  recipe = trainer_lib.make_recipe(small_config(**OVERRIDES).to_dict(), 80)
   update = jax.jit(train_step.make_update(model, optimizer, recipe))
   first = None
   for _ in range(80):

@@ -17,7 +17,8 @@ from draem_jax.data.pictures import Pictures
 from draem_jax.errors import UserError
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
-from draem_jax.training import simulated, train, writer
+from draem_jax.training import simulated, writer
+from draem_jax.training import trainer as trainer_lib
 from draem_jax.workdir import claim
 
 # One network alone, without augmentations, compiles sooner.
@@ -44,7 +45,9 @@ def make_trainer(images, num_devices=1, **overrides):
   if not isinstance(images, Pictures):
     images = jax.device_put(images, everywhere)
   textures = jax.device_put(TEXTURES, everywhere)
-  return train.Trainer(config, images=images, textures=textures, mesh=mesh)
+  return trainer_lib.Trainer(
+    config, images=images, textures=textures, mesh=mesh
+  )
 
 
 @pytest.fixture(scope='module')

@@ -14,7 +14,7 @@ from draem_jax import losses, score
 from draem_jax.detection.detector import Detector
 from draem_jax.errors import UserError
 from draem_jax.networks import models
-from draem_jax.training import train
+from draem_jax.training import trainer as trainer_lib
 from draem_jax.workdir import claim
 
 
@@ -37,7 +37,7 @@ def make_trainer(**overrides):
   config = small_config(**overrides).to_dict()
   config_lib.check(config)
   images = random_images(6)
-  return train.Trainer(config, images=images, textures=images)
+  return trainer_lib.Trainer(config, images=images, textures=images)
 
 
 def take_step(trainer):
@@ -134,7 +134,7 @@ def test_one_more_loss_is_one_entry(monkeypatch):
   config['loss']['weights']['l1'] = 2.0
   config_lib.check(config)
   images = random_images(6)
-  trainer = train.Trainer(config, images=images, textures=images)
+  trainer = trainer_lib.Trainer(config, images=images, textures=images)
   _, metrics = take_step(trainer)
   plain = sum(metrics[name] for name in ('l2', 'ssim', 'focal'))
   np.testing.assert_allclose(

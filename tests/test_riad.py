@@ -18,8 +18,9 @@ from draem_jax.export import onnx, program, stablehlo
 from draem_jax.export import torch as torch_export
 from draem_jax.networks import models, riad
 from draem_jax.simulator import simulate
-from draem_jax.training import sampling, train
+from draem_jax.training import optimizer, sampling
 from draem_jax.training import step as train_step
+from draem_jax.training import trainer as trainer_lib
 from draem_jax.workdir import checkpoint
 
 SIZE = (32, 64)
@@ -461,7 +462,9 @@ def make_trainer(num_devices=1, **overrides):
     (stripes(12), np.zeros((1, 32, 32, 3), np.uint8)),
     devices.replicated(mesh),
   )
-  return train.Trainer(config, images=images, textures=textures, mesh=mesh)
+  return trainer_lib.Trainer(
+    config, images=images, textures=textures, mesh=mesh
+  )
 
 
 @pytest.fixture(scope='module')
@@ -543,7 +546,7 @@ def test_the_recipes_pass(arguments):
   config_lib.check(config)
   assert config['category'] == (arguments.partition(',')[0] or 'bottle')
   assert models.make(config).samples_masks
-  schedule = train.make_schedule(config, 300)
+  schedule = optimizer.make_schedule(config, 300)
   rates = np.array([schedule(step) for step in (0, 249, 251, 299)])
   rate = 1e-3 if 'small' in arguments else 1e-4
   np.testing.assert_allclose(rates / rate, [1, 1, 0.1, 0.1], 1e-5)

@@ -30,7 +30,7 @@ from draem_jax.export import program, stablehlo
 from draem_jax.networks import models
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
-from draem_jax.training import train
+from draem_jax.training import trainer as trainer_lib
 from draem_jax.workdir.thresholds import Thresholds
 
 LEFT = np.zeros((32, 32), bool)
@@ -131,7 +131,7 @@ def make_trainer(num_devices, fed=False):
   mesh = devices.make_mesh(config['batch_size'], jax.devices()[:num_devices])
   put = lambda x: jax.device_put(x, devices.replicated(mesh))
   images = with_region(IMAGES, LEFT)
-  return train.Trainer(
+  return trainer_lib.Trainer(
     config,
     images=images if fed else put(images),
     textures=put(TEXTURES),

@@ -24,6 +24,7 @@ from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.simulator.options import Options
 from draem_jax.training import simulated, train
+from draem_jax.training import trainer as trainer_lib
 from draem_jax.training.step import TrainState
 from draem_jax.workdir import checkpoint, claim
 
@@ -403,12 +404,14 @@ def test_a_run_from_files_to_results(tmp_path, monkeypatch, caplog):
     kept.append((trainer._eval_images, Scripted()))
     return kept[-1][1]
 
-  monkeypatch.setattr(train.Trainer, 'make_evaluator', make_evaluator)
+  monkeypatch.setattr(trainer_lib.Trainer, 'make_evaluator', make_evaluator)
   # It takes long, and others test it.
   monkeypatch.setattr(experiment.drawings, 'draw', lambda *arguments: None)
-  make = train.Trainer
+  make = trainer_lib.Trainer
   monkeypatch.setattr(
-    train, 'Trainer', lambda *args, **parts: shorten(make(*args, **parts))
+    trainer_lib,
+    'Trainer',
+    lambda *args, **parts: shorten(make(*args, **parts)),
   )
   row = experiment.train_and_evaluate(config, tmp_path / 'run')
   assert (row['steps'], row['best_step']) == (8, 4)
@@ -427,7 +430,9 @@ def test_a_run_from_files_to_results(tmp_path, monkeypatch, caplog):
   with monkeypatch.context() as patched:
     patched.setattr(train, 'train', lambda *_, **options: 1 / 0)
     tell = []
-    patched.setattr(train, 'Trainer', lambda *args, **parts: tell.append(parts))
+    patched.setattr(
+      trainer_lib, 'Trainer', lambda *args, **parts: tell.append(parts)
+    )
     with pytest.raises(ZeroDivisionError):
       experiment.train_and_evaluate(config, tmp_path / 'held_out')
   assert len(tell[0]['images']) == 4 and len(tell[0]['eval_images']) == 2

@@ -19,8 +19,10 @@ from draem_jax.configs import mvtec
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.errors import UserError
 from draem_jax.simulator import simulate
+from draem_jax.training import optimizer as optimizer_lib
 from draem_jax.training import step as train_step
 from draem_jax.training import train, writer
+from draem_jax.training import trainer as trainer_lib
 from draem_jax.training.sampling import sample_batch
 from draem_jax.workdir import checkpoint
 
@@ -42,7 +44,7 @@ def make_trainer(num_devices=1, fed=(), textures=TEXTURES, **overrides):
     else jax.device_put(source, devices.replicated(mesh))
     for name, source in (('images', IMAGES), ('textures', textures))
   }
-  return train.Trainer(config, **sources, mesh=mesh)
+  return trainer_lib.Trainer(config, **sources, mesh=mesh)
 
 
 def run_steps(trainer, count=3):
@@ -192,7 +194,7 @@ def test_the_schedule_falls_at_its_milestones():
     learning_rate_factor=0.5,
     learning_rate_milestones=(0.8, 0.9),
   )
-  schedule = train.make_schedule(config.to_dict(), 100)
+  schedule = optimizer_lib.make_schedule(config.to_dict(), 100)
   rates = [float(schedule(step)) for step in (0, 79, 81, 89, 91, 99)]
   np.testing.assert_allclose(
     rates, [1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3, 2.5e-3], rtol=1e-6
@@ -206,7 +208,7 @@ def test_the_learning_rate_rises_at_first():
     learning_rate_milestones=(0.5,),
     learning_rate_factor=0.01,
   ).to_dict()
-  rate = train.make_schedule(config, 100)
+  rate = optimizer_lib.make_schedule(config, 100)
   found = np.array([rate(step) for step in range(100)])
   expected = [0.01 * (1 + step) for step in range(10)]
   expected += 40 * [0.1] + 50 * [0.001]
@@ -221,7 +223,7 @@ def test_muon_makes_kernels_orthogonal_and_gives_adam_to_the_rest():
     'bias': jnp.asarray(rng.normal(size=8), jnp.float32),
   }
   gradients = jax.tree.map(lambda x: x**3, params)
-  muon = train.make_optimizer(lambda step: 0.1, 'muon')
+  muon = optimizer_lib.make_optimizer(lambda step: 0.1, 'muon')
   adam = optax.nadam(0.1)
   found, _ = muon.update(gradients, muon.init(params), params)
   expected, _ = adam.update(gradients, adam.init(params), params)
@@ -243,8 +245,8 @@ def test_muon_makes_kernels_orthogonal_and_gives_adam_to_the_rest():
 
 def test_epochs_make_steps():
   config = small_config(num_steps=0, num_epochs=700, batch_size=8).to_dict()
-  assert train.count_steps(config, 209) == 18288  # 146,300 images.
-  assert train.count_steps(small_config(num_steps=5).to_dict(), 209) == 5
+  assert trainer_lib.count_steps(config, 209) == 18288  # 146,300 images.
+  assert trainer_lib.count_steps(small_config(num_steps=5).to_dict(), 209) == 5
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
@@ -286,14 +288,14 @@ def test_a_training_without_room_is_refused():
   config = small_config(**{'model.reconstructive_width': 4096}).to_dict()
   config['model']['discriminative_width'] = 4096
   with pytest.raises(UserError, match='GiB of memory at the least'):
-    train.check_memory(config, 2**36, 1)
+    trainer_lib.check_memory(config, 2**36, 1)
   config = small_config(image_size=8192, batch_size=65536).to_dict()
   with pytest.raises(UserError, match='^config.batch_size, config.image_size'):
-    train.check_memory(config, 2**40, 8)
-  train.check_memory(mvtec.get_config('bottle').to_dict(), 2**32, 1)
+    trainer_lib.check_memory(config, 2**40, 8)
+  trainer_lib.check_memory(mvtec.get_config('bottle').to_dict(), 2**32, 1)
   config = small_config(num_steps=0, num_epochs=2**31 - 1).to_dict()
   with pytest.raises(UserError, match='steps: take fewer'):
-    train.count_steps(config, 100)
+    trainer_lib.count_steps(config, 100)
 
 
 SOUND = {'step': 2, 'seconds': 1.0, 'images_per_second': 3.0, 'loss': 0.5}
@@ -354,12 +356,12 @@ def test_the_step_learns_one_batch():
       mask='rectangles',
     ),
   )
-  optimizer = train.make_optimizer(lambda step: 3e-3)
+  optimizer = optimizer_lib.make_optimizer(lambda step: 3e-3)
   update = jax.jit(
     train_step.make_update(
       trainer.model,
       optimizer,
-      train.make_recipe(trainer.config, trainer.num_steps),
+      trainer_lib.make_recipe(trainer.config, trainer.num_steps),
     )
   )
   state = trainer.init_state().replace(step=jnp.int32(0))

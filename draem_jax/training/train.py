@@ -1,38 +1,26 @@
-"""A run: its compiled step, its state, and the loop that drives them."""
+"""The loop that trains a run, saves it and goes on with it."""
 
-import collections
 import contextlib
 import logging
-import math
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optax.contrib
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float
 
-from draem_jax import devices, interrupt, score, sizes
-from draem_jax.data.on_demand import OnDemand
-from draem_jax.data.pictures import Pictures
+from draem_jax import devices, interrupt
 from draem_jax.errors import UserError
-from draem_jax.networks import models
 from draem_jax.pictures import panels
-from draem_jax.simulator import crops, simulate
-from draem_jax.simulator.options import Options
-from draem_jax.training import feeding, profiling, sampling, simulated
+from draem_jax.training import optimizer, profiling, simulated
+from draem_jax.training import trainer as trainer_lib
 from draem_jax.training import writer as writer_lib
 from draem_jax.training.step import (
-  Recipe,
   TrainState,
   abstract,
-  init_state,
-  make_train_step,
 )
 from draem_jax.workdir import checkpoint, lock, storage
 
@@ -42,21 +30,6 @@ _log = logging.getLogger(__name__)
 _DIVERGED = 10.0
 # How often the processes of a cluster ask each other whether to stop.
 _AGREE_EVERY = 10  # Steps.
-
-
-def make_recipe(config: Mapping[str, Any], num_steps: int) -> Recipe:
-  """The loss, the average and the seed that `config` describes.
-
-  Args:
-    config: the run's config.
-    num_steps: how many steps the run has.
-  """
-  return Recipe(
-    **config['loss'],
-    ema=config['ema'],
-    num_steps=max(num_steps, 1),
-    seed=config['seed'],
-  )
 
 
 def save_imported(
@@ -95,12 +68,12 @@ def _save_imported(
   if checkpoint.list_steps(workdir / 'checkpoints') == [0]:
     # Of an import that was killed.
     shutil.rmtree(workdir / 'checkpoints')
-  optimizer = make_optimizer(lambda step: 0.0)
+  unused = optimizer.make_optimizer(lambda step: 0.0)
   state = TrainState(
     step=jnp.zeros((), jnp.int32),
     params=variables['params'],
     batch_stats=variables['batch_stats'],
-    opt_state=optimizer.init(variables['params']),
+    opt_state=unused.init(variables['params']),
   )
   checkpointer = checkpoint.Checkpointer(workdir / 'checkpoints', keep=1)
   state = jax.tree.map(jnp.asarray, state)
@@ -112,323 +85,11 @@ def _save_imported(
   )
 
 
-def count_steps(config: Mapping[str, Any], num_images: int) -> int:
-  """Steps of the run: `num_steps`, or what `num_epochs` come to."""
-  if config['num_steps']:
-    return config['num_steps']
-  steps = -(-config['num_epochs'] * num_images // config['batch_size'])
-  if steps >= 2**31:
-    raise UserError(
-      f'config.num_epochs={config["num_epochs"]} of {num_images} images are'
-      f' {steps:,} steps: take fewer'
-    )
-  return steps
-
-
-def check_memory(config: Mapping[str, Any], memory: int, devices: int) -> None:
-  """Raises a `UserError` for a training that no way has room on a device.
-
-  What it takes at the least: parameters, their gradients and moments, the
-  examples, and one activation at the images' size of many. What passes may
-  still be too large.
-
-  Args:
-    config: the run's config.
-    memory: bytes of the smallest device.
-    devices: number of all devices.
-  """
-  model = models.abstract_variables(models.make(config))
-  numbers = sum(leaf.size for leaf in jax.tree.leaves(model))
-  copies = {'adam': 4, 'muon': 3, 'sgd': 2}[config['optimizer']]
-  trains = bool(config['num_steps'] or config['num_epochs'])
-  # Some networks have half of a width there.
-  channels = min(
-    config['model']['reconstructive_width'],
-    config['model']['discriminative_width'],
-  )
-  pixel = 4 * 3 + channels // 2 * jnp.dtype(config['dtype']).itemsize
-  pixels = math.prod(sizes.pair(config['image_size']))
-  needs = {
-    'batch_size': (
-      trains
-      * (
-        4 * copies * numbers
-        + -(-config['batch_size'] // devices) * pixels * pixel
-      )
-    ),
-    'eval.batch_size': 4 * numbers
-    + config['eval']['batch_size'] * pixels * pixel,
-  }
-  for name, need in needs.items():
-    if need > memory:
-      raise UserError(
-        f'config.{name}, config.image_size and config.model.*_width take'
-        f' {need / 2**30:,.3g} GiB of memory at the least, where a device has'
-        f' {memory / 2**30:,.3g}: lower one of them'
-      )
-
-
-def make_schedule(config: Mapping[str, Any], num_steps: int) -> optax.Schedule:
-  """The learning rate by step: it rises at first, and falls at milestones."""
-  falls = optax.piecewise_constant_schedule(
-    config['learning_rate'],
-    {
-      int(share * num_steps): config['learning_rate_factor']
-      for share in config['learning_rate_milestones']
-    },
-  )
-  warmup = int(config['learning_rate_warmup'] * num_steps)
-  if not warmup:
-    return falls
-  # A step of rate 0 would be lost: the first one is above it.
-  return lambda step: falls(step) * jnp.minimum(1, (step + 1) / warmup)
-
-
-def make_optimizer(
-  schedule: optax.Schedule, name: str = 'adam'
-) -> optax.GradientTransformation:
-  """Adam with PyTorch's defaults, as the release uses it, Muon or plain SGD.
-
-  Muon (Jordan et al., https://kellerjordan.github.io/posts/muon, 2024) makes
-  the update of each kernel orthogonal, as a matrix of all that it reads by the
-  channels that it gives, and as large as an update of Adam (Liu et al.,
-  arXiv:2502.16982). Everything else gets Adam with Nesterov's momentum.
-
-  Args:
-    schedule: the learning rate by step.
-    name: 'adam', 'muon', or 'sgd', which is without momentum.
-  """
-  if name == 'sgd':
-    return optax.sgd(schedule)
-  if name == 'muon':
-    return optax.contrib.muon(
-      schedule,
-      beta=0.9,
-      muon_weight_dimension_numbers=_kernels_as_matrices,
-      consistent_rms=0.2,
-    )
-  return optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)
-
-
-def _kernels_as_matrices(params: PyTree) -> PyTree:
-  """Which axes Muon makes rows and columns; None where there are no two."""
-  matrix = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
-  return jax.tree.map(lambda x: matrix if x.ndim == 4 else None, params)
-
-
-class Preview(NamedTuple):
-  """Examples of a step, and what the networks make of them."""
-
-  example: simulate.Example
-  reconstruction: Float[Array, 'b h w 3'] | None
-  anomaly_map: Float[Array, 'b h w']
-
-
-class Trainer:
-  """One run: its data on the devices, its compiled step, its state."""
-
-  def __init__(
-    self,
-    config: Mapping[str, Any],
-    *,
-    images: UInt8[Array | np.ndarray, 'n h w c'] | Pictures,
-    textures: UInt8[Array | np.ndarray | OnDemand, 't h2 w2 3'],
-    mesh: Mesh | None = None,
-    eval_images: UInt8[np.ndarray, 'k h w c'] | Pictures | None = None,
-  ):
-    """Compiles nothing yet.
-
-    Args:
-      config: the run's config as nested plain values.
-      images: anomaly-free images. A JAX array stays on the devices and is
-        drawn from inside the step; from anything else each batch is fed. With
-        `config.data.resolution` they are as large as it says, none smaller
-        than `config.image_size`, and crops of them are drawn. With
-        `config.data.roi` their region is a fourth channel.
-      textures: anomaly textures, likewise.
-      mesh: over every device by default.
-      eval_images: good images that get simulated anomalies, to evaluate on
-        while it trains; those it trains on by default.
-    """
-    self.config = config
-    self.mesh = mesh or devices.make_mesh(config['batch_size'])
-    self.model = models.make(config)
-    self.options = Options(**config['simulator'])
-    self.num_steps = count_steps(config, len(images))
-    self.schedule = make_schedule(config, self.num_steps)
-    self.optimizer = make_optimizer(self.schedule, config['optimizer'])
-    self.images, self.textures = images, textures
-    self._crop = self._margin = None
-    if config['data']['resolution'] != '':
-      self._crop = sizes.pair(config['image_size'])
-      self._margin = np.array(crops.margin(self._crop, self.options))
-      self._sizes = feeding.picture_sizes(images)
-    self._eval_images = images if eval_images is None else eval_images
-    self._everywhere = devices.replicated(self.mesh)
-    # On a device of this process alone: a thread asks when it likes.
-    self._sample = jax.jit(self._sample_batch)
-    self._sampling_device = feeding.sampling_device()
-    self._feeder, self._unfinished = None, collections.deque()
-    if not (isinstance(images, jax.Array) and isinstance(textures, jax.Array)):
-      self._feeder = feeding.Feeder(self._fetch, num_steps=self.num_steps)
-    step = make_train_step(
-      self.model,
-      self.optimizer,
-      make_recipe(config, self.num_steps),
-      self.options,
-      mesh=self.mesh,
-    )
-
-    def drawing_step(
-      state: TrainState,
-      images: UInt8[Array, '_ h w c'],
-      textures: UInt8[Array, '_ h2 w2 3'],
-    ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
-      return step(state, *self._draw(state.step, images, textures))
-
-    self._step = jax.jit(drawing_step, donate_argnums=0)
-    # Whole in every process, wherever its batch was computed.
-    self._preview = jax.jit(
-      self._preview_batch, out_shardings=devices.replicated(self.mesh)
-    )
-
-  def init_state(self) -> TrainState:
-    """The state before the first step."""
-    return init_state(
-      self.model,
-      self.optimizer,
-      seed=self.config['seed'],
-      mesh=self.mesh,
-      ema=self.config['ema'],
-    )
-
-  def step(
-    self, state: TrainState, step: int
-  ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
-    """Runs step number `step`; `state` is donated."""
-    kept = {'best': state.best, 'record': state.record}
-    state = state.replace(best=None, record=None)
-    if not self._feeder:
-      state, metrics = self._step(state, self.images, self.textures)
-      return state.replace(**kept), metrics
-    # Batches that wait on the devices take room there.
-    if len(self._unfinished) == feeding.AHEAD:
-      jax.block_until_ready(self._unfinished.popleft())
-    state, metrics = self._step(state, *self._feeder.take(step))
-    self._unfinished.append(metrics)
-    return state.replace(**kept), metrics
-
-  def make_evaluator(self) -> simulated.Evaluator | None:
-    """What evaluates while it trains; None where nothing shall."""
-    if not self.config['eval']['every']:
-      return None
-    return simulated.Evaluator(
-      self.model,
-      self.config,
-      images=self._eval_images,
-      textures=self.textures,
-      num_steps=self.num_steps,
-      mesh=self.mesh,
-    )
-
-  def close(self) -> None:
-    """Ends what reads ahead; another step would begin it anew."""
-    if self._feeder:
-      self._feeder.close()
-
-  def preview(self, state: TrainState, step: int) -> Preview:
-    """The examples of step `step`, and what the networks make of them."""
-    return jax.device_get(
-      self._preview(
-        state.evaluated,
-        jax.device_put(np.int32(step), self._everywhere),
-        *self._fetch(step),
-      )
-    )
-
-  def _sample_batch(self, step: Int[Array, ''] | int) -> sampling.Sample:
-    sampled = sampling.sample_batch(
-      self.config['seed'],
-      step,
-      batch_size=self.config['batch_size'],
-      num_images=len(self.images),
-      num_textures=len(self.textures),
-      sampling=self.config['sampling'],
-    )
-    if self._crop:
-      sampled = sampling.with_corners(sampled, self._sizes, self._crop)
-    return sampled
-
-  @property
-  def _part(self) -> tuple[int, int]:
-    """Height and width of a crop with its margin."""
-    return tuple((np.array(self._crop) + 2 * self._margin).tolist())
-
-  def _fetch(
-    self, step: int
-  ) -> tuple[UInt8[Array, '_ h w c'], UInt8[Array, '_ h2 w2 3']]:
-    """Images and textures for `_draw`: those that are fed as batches."""
-    images, textures = self.images, self.textures
-    if self._feeder:
-      index = jax.device_put(np.int32(step), self._sampling_device)
-      sampled = self._sample(index)
-      if not isinstance(images, jax.Array):
-        indices = jax.device_get(sampled.images)
-        if self._crop:
-          corners = jax.device_get(sampled.corners) - self._margin
-          images = feeding.gather_parts(
-            images, indices, corners, self._part, self.mesh
-          )
-        else:
-          images = feeding.gather(images, indices, self.mesh)
-      if not isinstance(textures, jax.Array):
-        indices = jax.device_get(sampled.textures)
-        textures = feeding.gather(textures, indices, self.mesh)
-    return images, textures
-
-  def _draw(
-    self,
-    step: Int[Array, ''],
-    images: UInt8[Array, '_ h w c'],
-    textures: UInt8[Array, '_ h2 w2 3'],
-  ) -> tuple[
-    UInt8[Array, 'b h3 w3 c'], UInt8[Array, 'b h2 w2 3'], Key[Array, 'b']
-  ]:
-    """The batch of a step from all images, or from the batch that was fed."""
-    sampled = self._sample_batch(step)
-    if isinstance(self.images, jax.Array):
-      if self._crop:
-        images = jax.vmap(
-          lambda index, corner: crops.cut(images, index, corner, self._part)
-        )(sampled.images, sampled.corners - self._margin)
-      else:
-        images = images[sampled.images]
-    if isinstance(self.textures, jax.Array):
-      textures = textures[sampled.textures]
-    return images, textures, sampled.keys
-
-  def _preview_batch(
-    self,
-    variables: Any,
-    step: Int[Array, ''],
-    images: UInt8[Array, '_ h w c'],
-    textures: UInt8[Array, '_ h2 w2 3'],
-  ) -> Preview:
-    images, textures, keys = self._draw(step, images, textures)
-    example = simulate.simulate_batch(keys, images, textures, self.options)
-    output = self.model.apply(variables, example.augmented, train=False)
-    anomaly_map = score.make_map(
-      output,
-      example.augmented,
-      map_name=self.config['score']['map'],
-      window=self.config['score_window'],
-      region=example.region,
-    )
-    return Preview(example, output.reconstruction, anomaly_map)
-
-
 def train(
-  trainer: Trainer, workdir: str | pathlib.Path, *, is_shared: bool = True
+  trainer: trainer_lib.Trainer,
+  workdir: str | pathlib.Path,
+  *,
+  is_shared: bool = True,
 ) -> tuple[TrainState, writer_lib.Writer | None]:
   """Trains to the last step, from the newest checkpoint if there is one.
 
@@ -694,7 +355,7 @@ def _check_finite(
 
 
 def _write_panel(
-  trainer: Trainer,
+  trainer: trainer_lib.Trainer,
   state: TrainState,
   step: int,
   workdir: pathlib.Path,

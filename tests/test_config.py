@@ -192,14 +192,14 @@ def test_what_is_no_field_is_named(change, words):
   assert words in str(error.value)
 
 
-def test_the_light_preset_is_the_release_on_small_networks():
+def test_the_light_preset_is_the_best_on_small_networks():
   light = mvtec.get_config('pens,light')
-  assert light.to_dict() == mvtec.get_config('pens,release,small').to_dict()
+  assert light.to_dict() == mvtec.get_config('pens,best,small').to_dict()
   assert light.image_size == 64 and light.num_steps == 3000
   assert light.loss.data_range == 'from_batch' and light.eval.holdout == 0
 
 
-@pytest.mark.parametrize('preset', ['paper', 'release'])
+@pytest.mark.parametrize('preset', ['paper', 'release', 'best'])
 def test_small_networks_train_at_ten_times_the_rate(preset):
   whole = mvtec.get_config(f'pens,{preset}')
   small = mvtec.get_config(f'pens,{preset},small')
@@ -210,7 +210,7 @@ def test_small_networks_train_at_ten_times_the_rate(preset):
 
 @pytest.mark.parametrize(
   'arguments',
-  ['pens,best', 'pens,paper,large', 'pens,paper,small,x', 'pens,small'],
+  ['pens,better', 'pens,paper,large', 'pens,paper,small,x', 'pens,small'],
 )
 def test_what_is_no_preset_is_refused(arguments):
   with pytest.raises(ValueError, match='preset'):

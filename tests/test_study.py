@@ -76,25 +76,21 @@ def test_table_3_has_every_row_of_the_paper_in_its_order():
 def test_each_row_of_the_recipes_takes_one_part_out(setting):
   runs = plan.list_runs(recipes.get_config(setting).to_dict(), categories=['x'])
   rows = {run.row: config_lib.flatten(run.config) for run in runs}
-  for name in ('paper', 'release'):
+  for name in ('paper', 'release', 'best'):
     preset = mvtec.get_config(f'x,{name},{setting}').to_dict()
     same = {'eval.mask_threshold': 0.5}
     assert rows[name] == config_lib.flatten(preset) | same
   taken = set()
   for name, fields in recipes.PARTS.items():
     changed = {
-      field
-      for field in rows[name]
-      if rows[name][field] != rows['candidate'][field]
+      field for field in rows[name] if rows[name][field] != rows['best'][field]
     }
     assert changed == set(fields)
     assert all(rows[name][each] == rows['release'][each] for each in fields)
     taken |= changed
   # Nothing of the recipe is left without a row.
   differ = {
-    name
-    for name in rows['candidate']
-    if rows['candidate'][name] != rows['release'][name]
+    name for name in rows['best'] if rows['best'][name] != rows['release'][name]
   }
   assert differ == taken
 

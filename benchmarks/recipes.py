@@ -43,8 +43,8 @@ METRICS = {
 STEPS = (100, 200, 300, 450, 600, 1000, 1500, 2000, 2500, 3000)
 
 
-def main() -> None:
-  """Runs what is missing, then makes table and curves."""
+def make_parser() -> argparse.ArgumentParser:
+  """The arguments of this benchmark."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--folder', type=pathlib.Path, required=True)
   parser.add_argument('--data', required=True)
@@ -62,7 +62,12 @@ def main() -> None:
     metavar='FIELD=VALUE',
     help='of every run, VALUE as JSON',
   )
-  args = parser.parse_args()
+  return parser
+
+
+def main() -> None:
+  """Runs what is missing, then makes table and curves."""
+  args = make_parser().parse_args()
   args.folder.mkdir(parents=True, exist_ok=True)
   for category in args.categories.split(','):
     for seed in args.seeds.split(','):
@@ -98,6 +103,7 @@ def train_and_evaluate(
   """Trains one run and returns its line."""
   config = make_config(args, preset, category, seed)
   config_lib.check(config)
+  config = experiment.decide(config)
   place = args.folder / 'prepared'
   found = experiment.load_category(config, place)
   textures = experiment.load_textures(config, place)
@@ -151,7 +157,7 @@ def make_config(
   for assignment in args.set:
     name, value = assignment.split('=', 1)
     config.update_from_flattened_dict({name: json.loads(value)})
-  return experiment.decide(config.to_dict())
+  return config.to_dict()
 
 
 def _test(

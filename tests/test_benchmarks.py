@@ -20,6 +20,7 @@ from benchmarks import (
   evaluation,
   inference,
   memory,
+  recipes,
   serve,
   simulator,
   startup,
@@ -168,6 +169,7 @@ def test_a_wrong_answer_of_the_service_is_a_fault(status, result, words):
     deploy,
     evaluation,
     inference,
+    recipes,
     serve,
     simulator,
     startup,
@@ -275,3 +277,68 @@ def test_memory_of_a_large_picture(capsys, tmp_path):
   before, most = re.findall(r'(\d+) MiB', capsys.readouterr().out)
   assert 0 < int(before) <= int(most)
   assert 'large.jpg,' in (tmp_path / 'out/predictions.csv').read_text()
+
+
+def recipe_arguments(folder):
+  return recipes.make_parser().parse_args(
+    [f'--folder={folder}', '--data=DATA', '--seeds=0,1']
+  )
+
+
+def test_the_curves_of_recipes_are_told_by_category_and_preset(tmp_path):
+  found = {'image_auroc': 90.0, 'pixel_auroc': 80.0, 'pixel_ap': 10.0}
+  runs = [
+    {
+      **{'preset': preset, 'category': category, 'seed': seed},
+      'curve': {
+        '100': found | {'loss': 1.0, 'pixel_ap': 5.0},
+        '3000': found | {'loss': 0.5, 'pixel_ap': 10.0 + seed + add},
+      },
+    }
+    for seed in (1, 0)
+    for category in ('cup', 'pen')
+    for preset, add in (('release', 0), ('best', 6))
+  ]
+  for run in runs[:2]:  # Of masks that are none.
+    for values in run['curve'].values():
+      values['pixel_ap'] = None
+  header, _, *rows = recipes.table(runs).splitlines()
+  assert header.endswith('pixel AP |')
+  assert rows[3] == (
+    '| pen | best | 0, 1 | **90.0** (90.0, 90.0) | **80.0** (80.0, 80.0) |'
+    ' **16.5** (16.0, 17.0) |'
+  )
+  recipes.draw_curves(tmp_path / 'curves.png', runs)
+  assert (tmp_path / 'curves.png').stat().st_size > 10_000
+
+
+def test_a_run_of_recipes_is_made_once(tmp_path, monkeypatch):
+  args, made = recipe_arguments(tmp_path), []
+
+  def train(args, *run):
+    made.append(run)
+    if len(made) == 1:
+      raise KeyboardInterrupt
+    return {'seed': run[-1]}
+
+  monkeypatch.setattr(recipes, 'train_and_evaluate', train)
+  with pytest.raises(KeyboardInterrupt):
+    recipes._run_if_missing(args, 'best', 'pen', 0)
+  for seed in (0, 1, 0):
+    recipes._run_if_missing(args, 'best', 'pen', seed)
+  assert [run[-1] for run in made] == [0, 0, 1]
+  assert recipes.read(tmp_path) == [{'seed': 0}, {'seed': 1}]
+
+
+def test_recipes_differ_in_nothing_but_the_preset(tmp_path):
+  args = recipe_arguments(tmp_path)
+  args.set = ['simulator.noise=0.5', 'loss.gamma=1.0']
+  configs = [
+    recipes.make_config(args, preset, 'bottle', 3)
+    for preset in ('release', 'best')
+  ]
+  for config in configs:
+    assert (config['seed'], config['score_window']) == (3, 5)
+    assert config['eval']['mask_threshold'] == 0.5
+    assert config['simulator']['noise'] == 0.5 and config['loss']['gamma'] == 1
+  assert [each['optimizer'] for each in configs] == ['adam', 'muon']

@@ -123,7 +123,7 @@ def best(config: config_dict.ConfigDict) -> None:
   config.learning_rate_warmup = 0.01
   # What is there to learn from simulated anomalies it has learned by then; from
   # there on it only gets more sensitive than people are.
-  config.learning_rate_milestones = (0.2,)
+  config.learning_rate_milestones = (0.15,)
   config.learning_rate_factor = 0.01
   config.ema = 0.995
   config.loss.gamma = 4.0

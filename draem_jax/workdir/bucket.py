@@ -20,7 +20,7 @@ _DRIVERS = {'gs': 'gcs', 's3': 's3'}
 # With one slash where pathlib has had it.
 _URL = re.compile(r'(gs|s3):/{1,2}([^/]*)(?:/(.*))?', re.DOTALL)
 _DOCS = 'docs/workdirs-in-buckets.md'
-# About half a minute until a store that refuses counts as out of reach, and two
+# A quarter of a minute until a store that refuses counts as out of reach, two
 # minutes for one that is silent, which tensorstore would wait for for ever.
 _RETRIES = {'max_retries': 5, 'initial_delay': '500ms', 'max_delay': '8s'}
 _PATIENCE = {

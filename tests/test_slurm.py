@@ -122,10 +122,10 @@ def test_two_nodes_agree_with_one(slurm, place, whole):
   assert 'on 2 x cpu' in text and text.count('| pens') == 1
   two, one = lines(workdir), lines(whole)
   assert [line['step'] for line in two] == [line['step'] for line in one]
-  # Later, what the order of sums changes has grown.
-  np.testing.assert_allclose(
-    *([line['loss'] for line in each[:5]] for each in (two, one)), rtol=1e-4
-  )
+  # Adam's first step, the sign of the gradient, blows rounding up.
+  for ours, theirs, rtol in zip(two, one, (1e-5, 1e-3), strict=False):
+    for name in ('loss', 'l2', 'ssim', 'focal'):
+      np.testing.assert_allclose(ours[name], theirs[name], rtol, err_msg=name)
   assert (workdir / 'results.json').exists()
 
 

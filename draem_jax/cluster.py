@@ -2,7 +2,7 @@
 
 Whatever is the same in all of them is compared before anything is trained. When
 one is gone the others end within `DRAEM_FAULT_TIMEOUT` seconds, with one line
-and the status `GONE`.
+and the status of a `PassingError`.
 """
 
 import contextlib
@@ -27,10 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from draem_jax import terminal
-from draem_jax.errors import UserError
-
-# The exit status when another process is gone: try again (`EX_TEMPFAIL`).
-GONE = 75
+from draem_jax.errors import PassingError, UserError
 
 # What decides over the bytes of a run, and over who understands whom.
 _PACKAGES = (
@@ -145,7 +142,8 @@ def together() -> Iterator[None]:
   """Makes what fails in one process fail in all; every process must enter.
 
   Raises:
-    UserError: where another process failed, with what that one says.
+    UserError: where another process failed, with what that one says; a
+      `PassingError` if it was one there.
   """
   if jax.process_count() == 1:
     yield
@@ -156,12 +154,16 @@ def together() -> Iterator[None]:
   except Exception as error:
     failure = error
   words = '' if failure is None else str(failure) or type(failure).__name__
-  everyone = _gather({'host': socket.gethostname(), 'failure': words})
+  passes = isinstance(failure, PassingError)
+  everyone = _gather(
+    {'host': socket.gethostname(), 'failure': words, 'passes': passes}
+  )
   if failure is not None:
     raise failure
   for number, each in enumerate(everyone):
     if each['failure']:
-      raise UserError(f'process {number} on {each["host"]}: {each["failure"]}')
+      kind = PassingError if each['passes'] else UserError
+      raise kind(f'process {number} on {each["host"]}: {each["failure"]}')
 
 
 def versions() -> dict[str, str]:
@@ -296,4 +298,4 @@ def _end(line: str) -> NoReturn:
   """Ends at once: nothing of JAX's shutdown works without the others."""
   terminal.complain(f'error: {line}')
   sys.stdout.flush()
-  os._exit(GONE)
+  os._exit(PassingError.status)

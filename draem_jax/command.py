@@ -212,7 +212,7 @@ def wrap(main: Callable[[list[str]], None]) -> Callable[[list[str]], None]:
     try:
       main(argv)
     except UserError as error:
-      _fail(str(error))
+      _fail(str(error), error.status)
     except Stopped as stop:
       terminal.complain(*str(stop).split('\n'))
       sys.exit(stop.status)
@@ -354,9 +354,9 @@ def _last_line(error: Exception) -> str:
   return lines[-1] if lines else type(error).__name__
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = UserError.status) -> None:
   terminal.complain(f'error: {message}')
-  sys.exit(2)
+  sys.exit(status)
 
 
 def _check_writable_name(path: Any, field: str) -> Any:

@@ -13,8 +13,9 @@
 # --partition, --time, --nodes=2 --gpus-per-node=8 --cpus-per-task=32, ...
 #
 # Two minutes before the time limit the run saves and is queued again. So it is
-# after `scancel --batch --signal=USR1 JOB`; `scancel --signal=TERM JOB` saves
-# and ends it. The same sbatch command, or `scontrol requeue JOB`, goes on.
+# after `scancel --batch --signal=USR1 JOB`, and 20 times at most after what may
+# pass, status 75; `scancel --signal=TERM JOB` saves and ends it. The same sbatch
+# command, or `scontrol requeue JOB`, goes on.
 #SBATCH --job-name=draem
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:USR1@120
@@ -23,7 +24,7 @@
 set -euo pipefail
 
 if [[ $# -lt 2 || $1 == -* || $2 == -* ]]; then
-  sed -n '4,17s/^# \{0,1\}//p' "$0" >&2
+  sed -n '4,18s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 # Slurm runs a copy of this file.
@@ -67,7 +68,9 @@ while kill -0 "$step" 2>/dev/null; do
   status=0
   wait "$step" || status=$?
 done
-if [[ -n $warned && $status == 143 ]]; then
+# On status 75, what failed may pass: a bucket out of reach, say.
+if [[ (-n $warned && $status == 143) ||
+  ($status == 75 && ${SLURM_RESTART_COUNT:-0} -lt 20) ]]; then
   echo 'queued again, to go on from there' >&2
   scontrol requeue "$SLURM_JOB_ID"
   sleep 60

@@ -23,6 +23,7 @@ class Google(http.server.ThreadingHTTPServer):
     objects: generation and content by name.
     refuses: the method and the end of the name of what is answered 403; None
       for the name is the list.
+    is_down: whether everything is answered 503.
     before: called with method and name before each answer.
   """
 
@@ -34,6 +35,7 @@ class Google(http.server.ThreadingHTTPServer):
     self.generations = itertools.count(1)
     self.lock = threading.Lock()
     self.refuses = None
+    self.is_down = False
     self.before = lambda method, name: None
 
   @property
@@ -69,7 +71,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     is_refused = method == refuses and (
       name is None if end is None else (name or '').endswith(end)
     )
-    if parts[0] != BUCKET:
+    if self.server.is_down:
+      self._send(503, b'{"error": {"message": "come back later"}}')
+    elif parts[0] != BUCKET:
       self._send(404, b'{"error": {"message": "no such bucket"}}')
     elif is_refused:
       self._send(403, b'{"error": {"message": "may not"}}')

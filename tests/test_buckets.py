@@ -20,7 +20,7 @@ from untrained import write_workdir
 
 from draem_jax import command
 from draem_jax.detection.detector import Detector
-from draem_jax.errors import UserError
+from draem_jax.errors import PassingError, UserError
 from draem_jax.workdir import bucket, lease, lock, mirror
 from draem_jax.workdir.bucket import ABSENT, Bucket
 
@@ -73,6 +73,17 @@ def gs(request, google):
   google.refuses, google.before = None, lambda method, name: None
   yield f'{GS}/{request.node.name}'
   google.refuses, google.before = None, lambda method, name: None
+  google.is_down = False
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+  """What a store fails at is tried once more, at once."""
+  quick = bucket._RETRIES | {'max_retries': 1, 'initial_delay': '1ms'}
+  monkeypatch.setattr(bucket, '_RETRIES', quick)
+  bucket._context.cache_clear()
+  yield
+  bucket._context.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +206,7 @@ def test_a_bucket_that_is_not_there_is_one_line(google, amazon, url, words):
   ):
     pass
   assert '\n' not in str(caught.value) and len(str(caught.value)) < 300
+  assert caught.value.status == 2
 
 
 def test_a_refusal_is_one_line(google, gs):
@@ -206,8 +218,9 @@ def test_a_refusal_is_one_line(google, gs):
     ('DELETE', lambda: there.delete('x')),
   ):
     google.refuses = method, 'x'
-    with pytest.raises(UserError, match='access is denied .*docs/workdirs'):
+    with pytest.raises(UserError, match='denied .*docs/workdirs') as caught:
       do()
+    assert caught.value.status == 2
 
 
 def test_a_list_that_is_refused_is_not_an_empty_one(google, gs, run):
@@ -224,14 +237,41 @@ def test_a_list_that_is_refused_is_not_an_empty_one(google, gs, run):
     Detector.load(gs)
 
 
-def test_a_store_out_of_reach_is_one_line(amazon, monkeypatch):
-  quick = bucket._RETRIES | {'max_retries': 1, 'initial_delay': '1ms'}
-  monkeypatch.setattr(bucket, '_RETRIES', quick)
-  bucket._context.cache_clear()
+@pytest.mark.usefixtures('impatient')
+def test_a_store_out_of_reach_is_one_line(amazon, monkeypatch, capsys):
   monkeypatch.setenv('AWS_ENDPOINT_URL', 'http://127.0.0.1:1')
-  with pytest.raises(UserError, match='it cannot be reached .* network'):
+  with pytest.raises(PassingError, match='it cannot be reached .* network'):
     Bucket(f'{S3}/run').list()
-  bucket._context.cache_clear()
+
+  # A command ends with the status on which clusters start it again.
+  def train(argv):
+    with mirror.written(f'{S3}/run'):
+      pass
+
+  with pytest.raises(SystemExit) as ended:
+    command.wrap(train)([])
+  assert ended.value.code == 75
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(f'error: {S3}/run: it cannot be reached (')
+
+
+@pytest.mark.usefixtures('impatient')
+def test_a_store_that_is_down_at_the_end_is_tried_again(google, gs):
+  with (
+    pytest.raises(PassingError, match='reached.*not sent is kept in') as caught,
+    mirror.written(gs) as folder,
+  ):
+    (folder / 'x').write_bytes(b'1')
+    google.is_down = True
+  kept = pathlib.Path(str(caught.value).rpartition(' kept in ')[2])
+  assert contents(kept) == {'x': b'1'}
+  google.is_down = False
+  Bucket(gs).delete(lock.FILE)
+  # The block's own mistake is one that no new start mends.
+  with pytest.raises(UserError, match='is wrong') as caught, mirror.written(gs):
+    google.is_down = True
+    raise UserError('a field is wrong')
+  assert caught.value.status == 2
 
 
 def test_a_store_that_is_silent_is_not_waited_for_for_ever():
@@ -253,7 +293,7 @@ bucket.Bucket('s3://bucket/run').read('x')
     env=os.environ | {'AWS_ACCESS_KEY_ID': 'a', 'AWS_SECRET_ACCESS_KEY': 'b'},
     timeout=300,
   )
-  assert 'UserError: s3://bucket/run: it cannot be reached' in done.stderr
+  assert 'PassingError: s3://bucket/run: it cannot be reached' in done.stderr
 
 
 # --- The lease ---
@@ -321,7 +361,7 @@ def test_who_cannot_renew_stops_writing(google, gs, monkeypatch):
   held = lease.Lease(Bucket(gs))
   google.refuses = 'POST', lock.FILE
   time.sleep(0.5)
-  with pytest.raises(UserError, match='could not be reached for'):
+  with pytest.raises(PassingError, match='could not be reached for'):
     held.check()
   google.refuses = None
   time.sleep(0.2)
@@ -704,6 +744,22 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(root, start, whole):
   last = err.splitlines()[-1]
   assert last.startswith(f'error: {root} holds a run with another config')
   assert objects(root) == found
+
+
+@pytest.mark.slow
+def test_a_run_without_its_store_asks_to_be_started_again(start):
+  status, _, err = finish(
+    start(
+      *(*TRAIN, f'--workdir={S3}/run'),
+      AWS_ENDPOINT_URL='http://127.0.0.1:1',
+      AWS_ACCESS_KEY_ID='key',
+      AWS_SECRET_ACCESS_KEY='secret',
+    )
+  )
+  assert status == 75
+  last = err.splitlines()[-1]
+  assert last.startswith(f'error: {S3}/run: it cannot be reached (')
+  assert 'Traceback' not in err
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Faults of a run of two processes: both end soon, and say why in one line."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -17,11 +18,12 @@ from small import random_images
 
 pytestmark = pytest.mark.clusters
 ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 40
 # What each process runs, by its argument.
 PROGRAM = """
 import importlib.metadata, sys, time
 from draem_jax import cluster, command, devices
-from draem_jax.errors import UserError
+from draem_jax.errors import PassingError, UserError
 
 def main(argv):
   cluster.start()
@@ -34,10 +36,11 @@ def main(argv):
       '9.9' if second and name == 'optax' else found(name)
     )
     cluster.compare(cluster.versions())
-  if mode == 'fail':
+  if mode in ('fail', 'pass'):
     with cluster.together():
       if second:
-        raise UserError('no cups here')
+        kind = UserError if mode == 'fail' else PassingError
+        raise kind('no cups here')
   if mode == 'wait':
     time.sleep(1000)
   if mode == 'work':
@@ -157,17 +160,18 @@ def test_a_wait_that_is_no_number_is_refused():
 
 
 @pytest.mark.parametrize(
-  ('mode', 'words'),
+  ('mode', 'expected', 'words'),
   [
-    ('version', r'process 1 on \S+ differs from the first, .* optax 9.9'),
-    ('fail', 'no cups here'),
+    ('version', 2, r'process 1 on \S+ differs from the first, .* optax 9.9'),
+    ('fail', 2, 'no cups here'),
+    ('pass', 75, 'no cups here'),
   ],
 )
-def test_what_is_wrong_with_one_is_said_by_both(mode, words):
+def test_what_is_wrong_with_one_is_said_by_both(mode, expected, words):
   with pair('-c', PROGRAM, mode) as both:
     for process in both:
       status, line = end(process)
-      assert status == 2
+      assert status == expected
       assert re.search(words, line)
 
 
@@ -182,14 +186,18 @@ def test_a_bug_keeps_its_trace():
 def data(tmp_path):
   """Two folders of data that differ in one picture."""
   for name in ('first', 'second'):
-    for split, count in (('train/good', 4), ('test/good', 1), ('test/bent', 1)):
-      folder = tmp_path / name / 'pens' / split
-      folder.mkdir(parents=True)
-      for index, image in enumerate(random_images(count, seed=count)):
-        Image.fromarray(image).save(folder / f'{index}.png')
+    write_images(tmp_path / name / 'pens')
   image = random_images(1, seed=9)[0]
   Image.fromarray(image).save(tmp_path / 'second/pens/train/good/2.png')
   return tmp_path
+
+
+def write_images(category):
+  for split, count in (('train/good', 4), ('test/good', 1), ('test/bent', 1)):
+    folder = category / split
+    folder.mkdir(parents=True)
+    for index, image in enumerate(random_images(count, seed=count)):
+      Image.fromarray(image).save(folder / f'{index}.png')
 
 
 def start_runs(data, *, folders, rates):
@@ -225,6 +233,102 @@ def test_another_config_is_refused_by_name(data):
     status, line = end(process)
     assert status == 2
     assert 'config.learning_rate 0.002 (there 0.001)' in line
+
+
+class Place:
+  """Where two processes train together, over and over, on the same."""
+
+  def __init__(self, folder):
+    self.folder = folder
+    write_images(folder / 'data/pens')
+
+  @contextlib.contextmanager
+  def training(self, name, *, prefixes=((), ()), **variables):
+    """Both processes, while they train in the folder of this name."""
+    fields = {
+      'data.dir': self.folder / 'data',
+      'data.tfds_dir': self.folder / 'tfds',
+      'data.textures': self.folder / 'data',
+      'image_size': 32,
+      'batch_size': 4,
+      'num_steps': STEPS,
+      'model.reconstructive_width': 2,
+      'model.discriminative_width': 2,
+      'log_every': 5,
+      'checkpoint_every': 20,
+      'panel_every': 1000,
+    }
+    with pair(
+      *('-m', 'draem_jax.main', f'--workdir={self.folder / name}'),
+      '--config=configs/mvtec.py:pens,release',
+      *(f'--config.{field}={value}' for field, value in fields.items()),
+      prefixes=prefixes,
+      # Such small runs take longer to compile than to run.
+      JAX_DISABLE_MOST_OPTIMIZATIONS='true',
+      JAX_COMPILATION_CACHE_DIR=os.environ.get(
+        'JAX_COMPILATION_CACHE_DIR', str(self.folder / 'cache')
+      ),
+      **variables,
+    ) as both:
+      yield both
+
+  def losses(self, name):
+    """Steps and losses that a run has logged by now."""
+    path = self.folder / name / 'metrics.jsonl'
+    text = path.read_text() if path.exists() else ''
+    found = map(json.loads, text.splitlines())
+    return [(line['step'], line['loss']) for line in found]
+
+  def check(self, name, other):
+    """Sees that two runs have come to the same, to the last bit."""
+    for file in ('predictions.csv', 'results.json', 'thresholds.json'):
+      one, two = (self.folder / run / file for run in (name, other))
+      assert one.read_bytes() == two.read_bytes(), file
+    assert self.losses(name) == self.losses(other)
+    assert self.losses(name)[-1][0] == STEPS
+
+
+def finish(both):
+  for process in both:
+    _, err = process.communicate(timeout=1800)
+    assert process.returncode == 0, err
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """Where a run has ended, `whole`, to which nothing happened."""
+  made = Place(tmp_path_factory.mktemp('pair'))
+  with made.training('whole') as both:
+    finish(both)
+  return made
+
+
+@pytest.mark.parametrize('stopped', [0, 1])
+def test_a_process_that_is_slow_is_waited_for(place, stopped):
+  name = f'slow-{stopped}'
+  with place.training(name, DRAEM_FAULT_TIMEOUT='120') as both:
+    while not place.losses(name):
+      assert both[stopped].poll() is None, both[stopped].communicate()[1]
+      time.sleep(0.02)
+    both[stopped].send_signal(signal.SIGSTOP)
+    time.sleep(10)
+    assert place.losses(name)[-1][0] < STEPS
+    both[stopped].send_signal(signal.SIGCONT)
+    finish(both)
+  place.check(name, 'whole')
+
+
+@pytest.mark.parametrize('ahead', [0, 1])
+def test_clocks_that_differ_change_nothing(place, ahead):
+  if not shutil.which('faketime'):
+    pytest.skip('no faketime: apt-get install faketime')
+  prefixes = [(), ()]
+  prefixes[ahead] = ('faketime', '-f', '+1h')
+  name = f'clocks-{ahead}'
+  # Only what tells the hour differs from host to host.
+  with place.training(name, prefixes=prefixes, DONT_FAKE_MONOTONIC='1') as both:
+    finish(both)
+  place.check(name, 'whole')
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ import yaml
 from PIL import Image
 from small import random_images
 
+from draem_jax import errors
+
 ROOT = pathlib.Path(__file__).parents[1]
 # What a command's flags make of a line, without running it.
 PARSE = """
@@ -147,8 +149,11 @@ def test_the_job_set_runs_a_command_of_the_project():
   (rule,) = job['podFailurePolicy']['rules']
   assert rule['action'] == 'FailJob'
   assert rule['onExitCodes'] == {
-    **{'containerName': container['name'], 'operator': 'In', 'values': [2]}
+    'containerName': container['name'],
+    'operator': 'In',
+    'values': [errors.UserError.status],
   }
+  assert errors.PassingError.status not in rule['onExitCodes']['values']
   assert spec['failurePolicy']['rules'][0]['action'] == 'FailJobSet'
   assert pod['terminationGracePeriodSeconds'] >= 60
   (volume,) = pod['volumes']

@@ -15,8 +15,7 @@ from small import random_images
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = 'launch/slurm.sh'
-STEPS = 100
-EVERY = 10
+STEPS = 60
 
 
 pytestmark = pytest.mark.clusters
@@ -53,7 +52,7 @@ def flags(place):
     'learning_rate': 1e-3,
     'model.reconstructive_width': 2,
     'model.discriminative_width': 2,
-    'log_every': EVERY,
+    'log_every': 1,
     'checkpoint_every': 1000,
     'panel_every': 1000,
   }
@@ -123,9 +122,10 @@ def test_two_nodes_agree_with_one(slurm, place, whole):
   assert 'on 2 x cpu' in text and text.count('| pens') == 1
   two, one = lines(workdir), lines(whole)
   assert [line['step'] for line in two] == [line['step'] for line in one]
-  np.testing.assert_allclose(
-    *([line['loss'] for line in each[:3]] for each in (two, one)), rtol=1e-3
-  )
+  # Adam's first step, the sign of the gradient, blows rounding up.
+  for ours, theirs, rtol in zip(two, one, (1e-5, 1e-3), strict=False):
+    for name in ('loss', 'l2', 'ssim', 'focal'):
+      np.testing.assert_allclose(ours[name], theirs[name], rtol, err_msg=name)
   assert (workdir / 'results.json').exists()
 
 
@@ -158,6 +158,28 @@ def test_a_requeued_job_ends_in_the_same_bytes(slurm, place, whole):
   assert 'queued again' in text and 'going on from' in text
   for name in ('predictions.csv', 'results.json', 'thresholds.json'):
     assert (workdir / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_job_whose_store_is_out_of_reach_is_queued_again(slurm, place):
+  log = place / 'bucket.log'
+  job = slurm.submit(
+    *(SCRIPT, place / 'data', 'pens,release', *flags(place)),
+    log=log,
+    **environment(place, 's3://bucket/run'),
+    AWS_ENDPOINT_URL='http://127.0.0.1:1',
+    AWS_ACCESS_KEY_ID='key',
+    AWS_SECRET_ACCESS_KEY='secret',
+  )
+  deadline = time.monotonic() + 900
+  while (found := slurm.jobs(job)[0])['Restarts'] == '0':
+    text = slurm_lib.read(log)
+    assert found['JobState'] not in ('COMPLETED', 'FAILED'), text
+    assert time.monotonic() < deadline, text
+    time.sleep(0.1)
+  slurm.run('scancel', job)
+  text = slurm_lib.read(log)
+  assert 's3://bucket/run: it cannot be reached' in text
+  assert 'queued again' in text
 
 
 def test_an_array_of_categories_has_a_table_that_tells_of_failures(

@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from draem_jax import names
-from draem_jax.errors import UserError
+from draem_jax.errors import PassingError, UserError
 
 _DRIVERS = {'gs': 'gcs', 's3': 's3'}
 # With one slash where pathlib has had it.
 _URL = re.compile(r'(gs|s3):/{1,2}([^/]*)(?:/(.*))?', re.DOTALL)
 _DOCS = 'docs/workdirs-in-buckets.md'
-# About half a minute until a store that refuses counts as out of reach, and two
+# A quarter of a minute until a store that refuses counts as out of reach, two
 # minutes for one that is silent, which tensorstore would wait for for ever.
 _RETRIES = {'max_retries': 5, 'initial_delay': '500ms', 'max_delay': '8s'}
 _PATIENCE = {
@@ -53,6 +53,7 @@ _REMEDIES = {
   'INVALID_ARGUMENT': ('the store refuses the request', 'see ' + _DOCS),
   'Invalid ': ('this can be no name', 'name another'),
 }
+_OUT_OF_REACH = ('it cannot be reached', 'see to the network')
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
@@ -179,15 +180,14 @@ class Bucket:
     # Tensorstore raises it for everything.
     except ValueError as error:
       words = ' '.join(str(error).split())
-      what, remedy = 'it cannot be reached', 'see to the network'
+      # A store that is down for a while, as far as anybody here can tell.
+      kind, what, remedy = PassingError, *_OUT_OF_REACH
       for said, found in _REMEDIES.items():
         if said in words:
-          what, remedy = found
+          kind, what, remedy = UserError, *found
       # What follows is the request in full.
       detail = words.split(' [', 1)[0]
-      raise UserError(
-        f'{self.url}: {what} ({detail:.200}): {remedy}'
-      ) from error
+      raise kind(f'{self.url}: {what} ({detail:.200}): {remedy}') from error
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 
-from draem_jax.errors import UserError
+from draem_jax.errors import PassingError, UserError
 from draem_jax.workdir import lock
 from draem_jax.workdir.bucket import ABSENT, Bucket
 
@@ -53,7 +53,10 @@ class Lease:
     self._thread.start()
 
   def check(self) -> None:
-    """Raises a `UserError` if another process may hold the lease by now."""
+    """Raises a `UserError` if another process may hold the lease by now.
+
+    A `PassingError` if that is because the bucket could not be reached.
+    """
     if self._lost:
       raise UserError(
         f'{self._bucket.url}: another process has taken it over: this one'
@@ -61,7 +64,7 @@ class Lease:
       )
     silent = time.monotonic() - self._renewed
     if silent > _STALE:
-      raise UserError(
+      raise PassingError(
         f'{self._bucket.url}: it could not be reached for {silent:.0f} s: see'
         ' to the network'
       )

@@ -75,7 +75,8 @@ def written(
 
   Raises:
     UserError: if the bucket cannot be read or written, or if another process
-      writes there. Where a message names the folder, it names the URL.
+      writes there; a `PassingError` if it cannot be reached. Where a message
+      names the folder, it names the URL.
   """
   if not bucket_lib.is_url(path):
     yield pathlib.Path(path)
@@ -202,7 +203,7 @@ class _Mirror:
     try:
       self.send()
     except UserError as error:
-      raise UserError(self._keep(error)) from error
+      raise type(error)(self._keep(error)) from error
 
   def _stop_sending(self, thread: threading.Thread) -> None:
     self._stop.set()
@@ -348,7 +349,7 @@ def _scratch(bucket: Bucket) -> Iterator[pathlib.Path]:
         said = terminal.renamed(str(error))
         if said == str(error):
           raise
-        raise UserError(said) from error
+        raise type(error)(said) from error
       except OSError as error:
         if error.filename:
           error.filename = terminal.renamed(os.fsdecode(error.filename))

@@ -128,9 +128,7 @@ def convolve_side_by_side(
   """
   batch, height, width, channels = x.shape
   groups, features = width // pixels, kernel.shape[-1]
-  x = _apart(
-    lambda x: jnp.pad(x, ((0, 0), (0, 0), (1, pixels - 1), (0, 0)))
-  )(x)
+  x = _apart(lambda x: jnp.pad(x, ((0, 0), (0, 0), (1, pixels - 1), (0, 0))))(x)
   x = x.reshape(batch, height, groups + 1, pixels * channels)
   # What each pixel of a group reads of the two groups.
   zeros = ((0, 0), (0, 0), (0, 0))
@@ -220,11 +218,12 @@ def by_products(
   """
   batch, height, width, channels = x.shape
   rows = _block_rows(batch, height, width)
-  padded = jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0)))
+  padded_x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
+  padded_y = jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0)))
 
   def add_block(i, total):
-    x_rows = lax.dynamic_slice_in_dim(x, i * rows, rows, axis=1)
-    y_rows = lax.dynamic_slice_in_dim(padded, i * rows, rows + 2, axis=1)
+    x_rows = lax.dynamic_slice_in_dim(padded_x, i * rows, rows, axis=1)
+    y_rows = lax.dynamic_slice_in_dim(padded_y, i * rows, rows + 2, axis=1)
     return total + lax.dot_general(
       _shift_sideways(x_rows),
       _shift_vertically(y_rows),
@@ -246,14 +245,22 @@ def _block_rows(batch: int, height: int, width: int) -> int:
   return rows
 
 
-def _shift_sideways(x: Float[Array, 'b h w c']) -> Float[Array, 'b*h*w 3*c']:
-  """Lines up each pixel with its left and right neighbor, or with zeros."""
-  width, channels = x.shape[2:]
-  column = np.arange(width)[:, None] + np.array([-1, 0, 1])
-  inside = ((column >= 0) & (column < width)).reshape(-1, 1)
-  # Gathers with constant indices are copied faster than shifted slices.
-  x = jnp.take(x, np.clip(column, 0, width - 1).ravel(), axis=2)
-  x = jnp.where(inside, x, 0)
+def _shift_sideways(
+  x: Float[Array, 'b h w c'],
+) -> Float[Array, 'b*h*(w-2) 3*c']:
+  """Lines up each pixel of the inner columns with both its neighbors."""
+  batch, height, width, channels = x.shape
+  # The three lie one after the other: gathers with constant indices copy them
+  # at once, and faster than shifted slices.
+  x = lax.gather(
+    x.reshape(batch, height, width * channels),
+    channels * np.arange(width - 2)[:, None],
+    lax.GatherDimensionNumbers(
+      offset_dims=(0, 1, 3), collapsed_slice_dims=(), start_index_map=(2,)
+    ),
+    slice_sizes=(batch, height, 3 * channels),
+    mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+  )
   return x.reshape(-1, 3 * channels)
 
 

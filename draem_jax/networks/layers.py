@@ -77,8 +77,8 @@ def _batch_normalize_backward(copies, residuals, cotangents):
     spread(mean),
     spread(deviation),
     cpu=_sum_of_products,
-    default=lambda gradient, normalized, *_: (
-      (gradient * normalized).sum(_PIXELS)
+    default=lambda gradient, normalized, *_: (gradient * normalized).sum(
+      _PIXELS
     ),
   )
   scale_gradient = _gather(scale_gradient, copies)

@@ -42,6 +42,78 @@ def test_products_are_the_kernel_gradient(shape):
   np.testing.assert_allclose(found, expected, 1e-4, 1e-3)
 
 
+# Of few channels, from fewer to more and back; a width that is no multiple of
+# the pixels that are taken at once; many channels.
+SHAPES = [
+  (2, 8, 8, 3, 16),
+  (2, 8, 8, 16, 3),
+  (2, 6, 8, 6, 8),
+  (2, 4, 2, 16, 16),
+  (2, 5, 12, 2, 2),
+  (2, 5, 6, 4, 8),
+  (3, 5, 7, 4, 16),
+  (2, 4, 4, 24, 40),
+]
+
+
+def convolution_by_definition(x, kernel):
+  height, width = x.shape[1:3]
+  x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  return sum(
+    x[:, i : i + height, j : j + width] @ kernel[i, j]
+    for i in range(3)
+    for j in range(3)
+  )
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_ways_of_a_cpu_are_exact(shape):
+  x, y = (each.astype(np.float64) for each in random_arrays(*shape))
+  kernel = np.random.default_rng(1).standard_normal((3, 3, *shape[3:]))
+
+  def with_gradients(x, kernel, y):
+    found, transpose = jax.vjp(convolution.conv3x3, x, kernel)
+    return found, *transpose(y), convolution.by_channels(x, y)
+
+  with jax.enable_x64(True):
+    found = jax.jit(with_gradients)(x, kernel, y)
+  expected = (
+    convolution_by_definition(x, kernel),
+    convolution_by_definition(y, kernel[::-1, ::-1].swapaxes(2, 3)),
+    *2 * [kernel_gradient_by_definition(x, y)],
+  )
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_allclose(a, b, 0, 1e-11)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'pixels'),
+  [
+    ((1, 4, 8, 8, 2), 4),
+    ((1, 4, 8, 2, 8), 4),
+    ((1, 4, 8, 1, 1), 4),
+    ((1, 4, 8, 16, 3), 2),
+    ((1, 4, 6, 8, 8), 1),
+    ((1, 4, 7, 16, 16), 1),
+    ((1, 4, 8, 17, 3), 1),
+  ],
+)
+def test_pixels_are_taken_at_once_where_channels_are_few(shape, pixels):
+  x = jax.ShapeDtypeStruct(shape[:-1], jnp.float32)
+  kernel = jax.ShapeDtypeStruct((3, 3, *shape[3:]), jnp.float32)
+  traced = jax.jit(
+    lambda x, kernel: jax.vjp(convolution.conv3x3, x, kernel)[0]
+  ).trace(x, kernel)
+  program = traced.lower(lowering_platforms=('cpu',)).as_text()
+  features = pixels * shape[-1]
+  assert f'tensor<1x4x{shape[2] // pixels}x{features}xf32>' in program
+  assert ('stablehlo.pad' in program) == (pixels > 1)
+  for platform in ('cuda', 'tpu'):
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert 'stablehlo.pad' not in program
+    assert 'call' not in program.replace('custom_call', '')
+
+
 def test_rows_are_taken_in_several_blocks():
   # Else the case above with the most pixels would not show a wrong border.
   assert 1 < convolution._block_rows(2, 96, 64) < 96

@@ -33,6 +33,27 @@ def test_batch_norm_and_its_gradient_follow_the_definition(guess):
     np.testing.assert_allclose(a, b, 1e-4, 1e-4)
 
 
+@pytest.mark.parametrize('offset', [0.0, 100.0])
+def test_gradient_of_batch_norm_is_exact(offset):
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    x = offset + jnp.asarray(rng.standard_normal((2, 6, 4, 5)))
+    scale, bias = jnp.asarray(rng.standard_normal((2, 5)))
+    weight = rng.standard_normal(x.shape)
+    guess = jnp.zeros(5)
+    found, expected = (
+      jax.jit(jax.grad(lambda *a, f=f: (f(*a) * weight).sum(), (0, 1, 2)))(
+        x, scale, bias
+      )
+      for f in (
+        lambda *a: layers.batch_normalize(*a, guess)[0],
+        plainly_normalize,
+      )
+    )
+    for a, b in zip(found, expected, strict=True):
+      np.testing.assert_allclose(a, b, 1e-7, 1e-9)
+
+
 def test_a_constant_channel_is_normalized_to_its_bias():
   x = jnp.full((2, 4, 4, 1), 0.7)
   y, _, var = layers.batch_normalize(

@@ -1,19 +1,27 @@
-"""The 3x3 convolution, with a kernel gradient that suits the processor.
+"""The 3x3 convolution, in training by ways that suit a CPU.
 
-On a CPU, XLA takes the gradient of a kernel over many pixels and channels at
-less than half the speed of a matrix product. There it is written as one.
+There XLA has a quick convolution, which it leaves alone where there are few
+channels: several pixels side by side make more of them. It takes the gradient
+of a kernel over many pixels and channels at less than half the speed of a
+matrix product, and is written as one. Others stay convolutions, but for what
+XLA would put before them. Each way gives what the plain one does.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import xla_metadata
 from jaxtyping import Array, Float
 
-# Below either limit XLA's own way is as fast or faster (benchmarks/README.md).
+# Below either limit a product is no faster (benchmarks/README.md).
 _MIN_CHANNELS = 32
 _MIN_NUMBERS = 2**19  # In the larger of the two arrays.
 _BLOCK_PIXELS = 2048  # Pixels whose shifted copies stay in the cache.
+_FEW_CHANNELS = 16  # XLA's quick convolution is for more than these.
+_MAX_PIXELS = 4  # Side by side: more would multiply by too many zeros.
 
 
 @jax.custom_vjp
@@ -33,28 +41,105 @@ def conv3x3(
 
 
 def _forward(x, kernel):
-  return _convolve(x, kernel), (x, kernel)
+  pixels = _pixels_side_by_side(x, kernel)
+  if pixels == 1:
+    return _convolve(x, kernel), (x, kernel)
+  y = lax.platform_dependent(
+    x,
+    kernel,
+    cpu=lambda x, kernel: convolve_side_by_side(x, kernel, pixels),
+    default=_convolve,
+  )
+  return y, (x, kernel)
 
 
 def _backward(residuals, y):
   x, kernel = residuals
-  transpose = jax.linear_transpose(lambda x: _convolve(x, kernel), x)
-  return transpose(y)[0], kernel_gradient(x, kernel, y)
+  pixels = _pixels_side_by_side(x, kernel)
+
+  def input_gradient(y, kernel):
+    return jax.linear_transpose(lambda x: _convolve(x, kernel), x)(y)[0]
+
+  if pixels == 1:
+    gradient = input_gradient(y, kernel)
+  else:
+    gradient = lax.platform_dependent(
+      y,
+      kernel,
+      cpu=lambda y, kernel: convolve_side_by_side(y, _turned(kernel), pixels),
+      default=input_gradient,
+    )
+  return gradient, kernel_gradient(x, kernel, y)
 
 
 conv3x3.defvjp(_forward, _backward)
 
 
 def _convolve(
-  x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c d']
-) -> Float[Array, 'b h w d']:
+  x: Float[Array, 'b h w c'],
+  kernel: Float[Array, 'i j c d'],
+  padding: str | tuple[tuple[int, int], tuple[int, int]] = 'SAME',
+) -> Float[Array, 'b h2 w2 d']:
   return lax.conv_general_dilated(
     x,
     kernel,
     window_strides=(1, 1),
-    padding='SAME',
+    padding=padding,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
   )
+
+
+def _turned(kernel: Float[Array, '3 3 c d']) -> Float[Array, '3 3 d c']:
+  """The kernel of what the convolution by `kernel` is the gradient of."""
+  return kernel[::-1, ::-1].swapaxes(2, 3)
+
+
+def _has_ways(x: Float[Array, 'b h w c']) -> bool:
+  """Whether there are ways of a CPU for an array of its kind."""
+  is_split = any(jax.typeof(x).sharding.spec)  # Sharded explicitly.
+  return x.dtype in (jnp.float32, jnp.float64) and not is_split
+
+
+def _pixels_side_by_side(
+  x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c d']
+) -> int:
+  """How many pixels a CPU takes at once; 1: the convolution is as it is."""
+  channels = max(kernel.shape[2:])
+  if not _has_ways(x) or channels > _FEW_CHANNELS:
+    return 1
+  pixels = 2
+  while channels * pixels <= _FEW_CHANNELS and pixels < _MAX_PIXELS:
+    pixels *= 2
+  return 1 if x.shape[2] % pixels else pixels
+
+
+def convolve_side_by_side(
+  x: Float[Array, 'b h w c'], kernel: Float[Array, '3 3 c d'], pixels: int
+) -> Float[Array, 'b h w d']:
+  """Convolves several neighbors in a row at once.
+
+  A group of them reads a pixel more on either side. Where groups begin a pixel
+  early, that is a group and the next one, so the kernel is two groups wide.
+
+  Args:
+    x: what to convolve.
+    kernel: by which.
+    pixels: how many make a group; the width is a multiple.
+  """
+  batch, height, width, channels = x.shape
+  groups, features = width // pixels, kernel.shape[-1]
+  x = _apart(lambda x: jnp.pad(x, ((0, 0), (0, 0), (1, pixels - 1), (0, 0))))(x)
+  x = x.reshape(batch, height, groups + 1, pixels * channels)
+  # What each pixel of a group reads of the two groups.
+  zeros = ((0, 0), (0, 0), (0, 0))
+  kernels = [
+    jnp.pad(kernel, (zeros[0], (i, 2 * pixels - 3 - i), *zeros[1:]))
+    for i in range(pixels)
+  ]
+  kernel = jnp.stack(kernels, axis=3)
+  kernel = kernel.reshape(3, 2, pixels * channels, pixels * features)
+  y = _convolve(x, kernel, ((1, 1), (0, 0)))
+  return y.reshape(batch, height, width, features)
 
 
 def kernel_gradient(
@@ -69,18 +154,18 @@ def kernel_gradient(
     kernel: By which.
     y: The gradient of the result.
   """
-  if (
-    x.shape[-1] < _MIN_CHANNELS
-    or max(x.size, y.size) < _MIN_NUMBERS
-    or x.dtype not in (jnp.float32, jnp.float64)
-    or any(jax.typeof(x).sharding.spec)  # Axes that are sharded explicitly.
-  ):
+  if not _has_ways(x):
     return _by_convolution(x, kernel, y)
+  is_large = max(x.size, y.size) >= _MIN_NUMBERS
+  if x.shape[-1] >= _MIN_CHANNELS and is_large:
+    of_a_cpu = by_products
+  else:
+    of_a_cpu = by_channels
   return lax.platform_dependent(
     x,
     kernel,
     y,
-    cpu=lambda x, kernel, y: by_products(x, y),
+    cpu=lambda x, kernel, y: of_a_cpu(x, y),
     default=_by_convolution,
   )
 
@@ -88,6 +173,37 @@ def kernel_gradient(
 def _by_convolution(x, kernel, y):
   transpose = jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel)
   return transpose(y)[0]
+
+
+def by_channels(
+  x: Float[Array, 'b h w c'], y: Float[Array, 'b h w d']
+) -> Float[Array, '3 3 c d']:
+  """Returns the gradient of the kernel as a convolution of channels.
+
+  One array's channels are the images, the pixels of the other the kernel, and
+  the batch is what is summed over. XLA does so with `x` as the images; it takes
+  less where these are the fewer.
+  """
+  if x.shape[-1] > y.shape[-1]:
+    return _turned(by_channels(y, x))
+  images = _apart(lambda x: x.transpose(3, 1, 2, 0))(x)
+  kernel = _apart(lambda y: y.transpose(1, 2, 0, 3))(y)
+  return _convolve(images, kernel, ((1, 1), (1, 1))).transpose(1, 2, 0, 3)
+
+
+def _apart(function: Callable) -> Callable:
+  """The function as a call that XLA does not look into.
+
+  Else it would compute what is transposed once more, number by number in the
+  order of the result.
+  """
+  function = jax.jit(function)
+
+  def call(x):
+    with xla_metadata.set_xla_metadata(inlineable='false'):
+      return function(x)
+
+  return call
 
 
 def by_products(
@@ -102,11 +218,12 @@ def by_products(
   """
   batch, height, width, channels = x.shape
   rows = _block_rows(batch, height, width)
-  padded = jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0)))
+  padded_x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
+  padded_y = jnp.pad(y, ((0, 0), (1, 1), (0, 0), (0, 0)))
 
   def add_block(i, total):
-    x_rows = lax.dynamic_slice_in_dim(x, i * rows, rows, axis=1)
-    y_rows = lax.dynamic_slice_in_dim(padded, i * rows, rows + 2, axis=1)
+    x_rows = lax.dynamic_slice_in_dim(padded_x, i * rows, rows, axis=1)
+    y_rows = lax.dynamic_slice_in_dim(padded_y, i * rows, rows + 2, axis=1)
     return total + lax.dot_general(
       _shift_sideways(x_rows),
       _shift_vertically(y_rows),
@@ -128,14 +245,22 @@ def _block_rows(batch: int, height: int, width: int) -> int:
   return rows
 
 
-def _shift_sideways(x: Float[Array, 'b h w c']) -> Float[Array, 'b*h*w 3*c']:
-  """Lines up each pixel with its left and right neighbor, or with zeros."""
-  width, channels = x.shape[2:]
-  column = np.arange(width)[:, None] + np.array([-1, 0, 1])
-  inside = ((column >= 0) & (column < width)).reshape(-1, 1)
-  # Gathers with constant indices are copied faster than shifted slices.
-  x = jnp.take(x, np.clip(column, 0, width - 1).ravel(), axis=2)
-  x = jnp.where(inside, x, 0)
+def _shift_sideways(
+  x: Float[Array, 'b h w c'],
+) -> Float[Array, 'b*h*(w-2) 3*c']:
+  """Lines up each pixel of the inner columns with both its neighbors."""
+  batch, height, width, channels = x.shape
+  # The three lie one after the other: gathers with constant indices copy them
+  # at once, and faster than shifted slices.
+  x = lax.gather(
+    x.reshape(batch, height, width * channels),
+    channels * np.arange(width - 2)[:, None],
+    lax.GatherDimensionNumbers(
+      offset_dims=(0, 1, 3), collapsed_slice_dims=(), start_index_map=(2,)
+    ),
+    slice_sizes=(batch, height, 3 * channels),
+    mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+  )
   return x.reshape(-1, 3 * channels)
 
 

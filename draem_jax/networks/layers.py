@@ -70,7 +70,18 @@ def _batch_normalize_backward(copies, residuals, cotangents):
   deviation = lax.rsqrt(var + EPSILON)
   normalized = (x - spread(mean)) * spread(deviation)
   bias_gradient = _gather(gradient.sum(_PIXELS), copies)
-  scale_gradient = _gather((gradient * normalized).sum(_PIXELS), copies)
+  scale_gradient = lax.platform_dependent(
+    gradient,
+    normalized,
+    x,
+    spread(mean),
+    spread(deviation),
+    cpu=_sum_of_products,
+    default=lambda gradient, normalized, *_: (gradient * normalized).sum(
+      _PIXELS
+    ),
+  )
+  scale_gradient = _gather(scale_gradient, copies)
   count = x.size // mean.size
   x_gradient = spread(scale * deviation) * (
     gradient
@@ -79,6 +90,22 @@ def _batch_normalize_backward(copies, residuals, cotangents):
   )
   zeros = jnp.zeros_like(mean)
   return x_gradient.astype(x.dtype), scale_gradient, bias_gradient, zeros
+
+
+def _sum_of_products(
+  gradient: Float[Array, 'b h w c'],
+  normalized: Float[Array, 'b h w c'],
+  x: Float[Array, 'b h w c'],
+  mean: Float[Array, 'c'],
+  deviation: Float[Array, 'c'],
+) -> Float[Array, 'c']:
+  """Sums the products of `gradient` with what `x` is normalized to.
+
+  A CPU would write the normalized `x` down for it; `x` is there already.
+  """
+  del normalized
+  products = (gradient * x.astype(gradient.dtype)).sum(_PIXELS)
+  return (products - mean * gradient.sum(_PIXELS)) * deviation
 
 
 batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)

@@ -88,7 +88,7 @@ def test_two_devices_give_the_losses_of_one(resident_run):
   _, losses = run_steps(make_trainer(IMAGES, num_devices=2), count=2)
   # Adam's first step, the sign of the gradient, blows rounding up.
   for one, two, rtol in zip(
-    resident_run[1], losses, (1e-5, 1e-3), strict=False
+    resident_run[1], losses, (1e-5, 1e-2), strict=False
   ):
     for name in one:
       np.testing.assert_allclose(two[name], one[name], rtol, err_msg=name)

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from draem_jax import platforms
 from draem_jax.networks import pairs
 from draem_jax.networks.convolution import conv3x3
 from draem_jax.networks.layers import (
@@ -78,7 +79,7 @@ class Conv(_Convolution):
     channels = x.shape[-1], self.features
     if not self.in_pairs or not pairs.are_worth(channels, x.shape[2]):
       return super().convolve(x, kernel)
-    return lax.platform_dependent(
+    return platforms.choose(
       x,
       kernel.astype(x.dtype),
       tpu=lambda x, kernel: pairs.convolve([x], kernel),
@@ -172,7 +173,7 @@ class ConvNormRelu(_Convolution):
     width = parts[0].shape[2]
     if not self.in_pairs or not pairs.are_worth(channels, width):
       return by_pixels(*arguments)
-    return lax.platform_dependent(
+    return platforms.choose(
       *arguments, tpu=pairs.convolve_and_normalize, default=by_pixels
     )
 

@@ -16,6 +16,8 @@ from jax import lax
 from jax.experimental import xla_metadata
 from jaxtyping import Array, Float
 
+from draem_jax import platforms
+
 # Below either limit a product is no faster (benchmarks/README.md).
 _MIN_CHANNELS = 32
 _MIN_NUMBERS = 2**19  # In the larger of the two arrays.
@@ -44,7 +46,7 @@ def _forward(x, kernel):
   pixels = _pixels_side_by_side(x, kernel)
   if pixels == 1:
     return _convolve(x, kernel), (x, kernel)
-  y = lax.platform_dependent(
+  y = platforms.choose(
     x,
     kernel,
     cpu=lambda x, kernel: convolve_side_by_side(x, kernel, pixels),
@@ -63,7 +65,7 @@ def _backward(residuals, y):
   if pixels == 1:
     gradient = input_gradient(y, kernel)
   else:
-    gradient = lax.platform_dependent(
+    gradient = platforms.choose(
       y,
       kernel,
       cpu=lambda y, kernel: convolve_side_by_side(y, _turned(kernel), pixels),
@@ -161,7 +163,7 @@ def kernel_gradient(
     of_a_cpu = by_products
   else:
     of_a_cpu = by_channels
-  return lax.platform_dependent(
+  return platforms.choose(
     x,
     kernel,
     y,

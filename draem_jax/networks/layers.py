@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from draem_jax import platforms
+
 EPSILON = 1e-5
 _PIXELS = (0, 1, 2)  # The axes that batch norm takes its statistics over.
 
@@ -70,7 +72,7 @@ def _batch_normalize_backward(copies, residuals, cotangents):
   deviation = lax.rsqrt(var + EPSILON)
   normalized = (x - spread(mean)) * spread(deviation)
   bias_gradient = _gather(gradient.sum(_PIXELS), copies)
-  scale_gradient = lax.platform_dependent(
+  scale_gradient = platforms.choose(
     gradient,
     normalized,
     x,
@@ -104,8 +106,8 @@ def _sum_of_products(
   A CPU would write the normalized `x` down for it; `x` is there already.
   """
   del normalized
-  products = (gradient * x.astype(gradient.dtype)).sum(_PIXELS)
-  return (products - mean * gradient.sum(_PIXELS)) * deviation
+  centered = x.astype(gradient.dtype) - mean
+  return (gradient * centered).sum(_PIXELS) * deviation
 
 
 batch_normalize.defvjp(_batch_normalize_forward, _batch_normalize_backward)

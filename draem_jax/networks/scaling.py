@@ -18,6 +18,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from draem_jax import platforms
 from draem_jax.networks import layers, pairs
 
 # Weights of so many parts are exact in bfloat16, and so is one minus a weight.
@@ -36,7 +37,7 @@ def max_pool(
   """
   in_pairs = in_pairs and pairs.are_worth([x.shape[-1]], x.shape[2])
   of_a_tpu = max_pool_in_pairs if in_pairs else max_pool_by_windows
-  return lax.platform_dependent(x, tpu=of_a_tpu, default=_max_pool_by_reshaping)
+  return platforms.choose(x, tpu=of_a_tpu, default=_max_pool_by_reshaping)
 
 
 def _max_pool_by_reshaping(
@@ -146,7 +147,7 @@ def upsample(x: Float[Array, 'b h w c']) -> Float[Array, 'b 2*h 2*w c']:
 
   PyTorch's `Upsample(scale_factor=2, mode='bilinear', align_corners=True)`.
   """
-  return lax.platform_dependent(
+  return platforms.choose(
     x, tpu=upsample_by_products, default=_upsample_by_gathers
   )
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from draem_jax import platforms
 from draem_jax.simulator import rotation
 
 Image = Float[Array, 'h w 3']
@@ -248,7 +249,7 @@ def equalize_table(image: Image) -> Table:
 
 def look_up(image: Image, table: Table) -> Image:
   """Replaces each value by what a table, on the grid, has for it."""
-  return lax.platform_dependent(
+  return platforms.choose(
     image, table, tpu=look_up_by_products, default=_look_up_by_gathers
   )
 
@@ -273,7 +274,7 @@ def look_up_by_products(image: Image, table: Table) -> Image:
 
 
 def _histogram(image: Image) -> Int[Array, '256 3']:
-  return lax.platform_dependent(
+  return platforms.choose(
     image, tpu=histogram_by_products, default=_histogram_by_scatter
   )
 

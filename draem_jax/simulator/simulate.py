@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
+from draem_jax import platforms
 from draem_jax.simulator import augment, masks, random_augment, sample, textures
 from draem_jax.simulator.options import Options
 
@@ -280,7 +281,7 @@ def simulate_batch(
 
   # A CPU gains from leaving out what an example does not need, one example
   # after the other; an accelerator from doing everything for all at once.
-  return jax.lax.platform_dependent(
+  return platforms.choose(
     batch,
     cpu=lambda batch: jax.lax.map(one, batch),
     default=jax.vmap(one),

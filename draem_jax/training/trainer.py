@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from draem_jax import devices, score, sizes
+from draem_jax import devices, platforms, score, sizes
 from draem_jax.data.on_demand import OnDemand
 from draem_jax.data.pictures import Pictures
 from draem_jax.errors import UserError
@@ -148,6 +148,7 @@ class Trainer:
       self._sizes = feeding.picture_sizes(images)
     self._eval_images = images if eval_images is None else eval_images
     self._everywhere = devices.replicated(self.mesh)
+    self._device = self.mesh.local_devices[0]
     # On a device of this process alone: a thread asks when it likes.
     self._sample = jax.jit(self._sample_batch)
     self._sampling_device = feeding.sampling_device()
@@ -192,12 +193,14 @@ class Trainer:
     kept = {'best': state.best, 'record': state.record}
     state = state.replace(best=None, record=None)
     if not self._feeder:
-      state, metrics = self._step(state, self.images, self.textures)
+      with platforms.known(self._device):
+        state, metrics = self._step(state, self.images, self.textures)
       return state.replace(**kept), metrics
     # Batches that wait on the devices take room there.
     if len(self._unfinished) == feeding.AHEAD:
       jax.block_until_ready(self._unfinished.popleft())
-    state, metrics = self._step(state, *self._feeder.take(step))
+    with platforms.known(self._device):
+      state, metrics = self._step(state, *self._feeder.take(step))
     self._unfinished.append(metrics)
     return state.replace(**kept), metrics
 
@@ -221,13 +224,11 @@ class Trainer:
 
   def preview(self, state: TrainState, step: int) -> Preview:
     """The examples of step `step`, and what the networks make of them."""
-    return jax.device_get(
-      self._preview(
-        state.evaluated,
-        jax.device_put(np.int32(step), self._everywhere),
-        *self._fetch(step),
-      )
-    )
+    index = jax.device_put(np.int32(step), self._everywhere)
+    images, textures = self._fetch(step)
+    with platforms.known(self._device):
+      preview = self._preview(state.evaluated, index, images, textures)
+    return jax.device_get(preview)
 
   def _sample_batch(self, step: Int[Array, ''] | int) -> sampling.Sample:
     sampled = sampling.sample_batch(

@@ -3,16 +3,17 @@
   python -m benchmarks.recipes --folder=/tmp/recipes --data=DATA \
     --textures=DTD --categories=bottle,sawn_timber --seeds=0,1,2
 
-Each run is a preset on a category with a seed, and a line of `runs.jsonl`: its
-metrics on the test split, in percent, and the mean loss, at a few steps. Those
-that are there are not run again, so that what was stopped goes on; a second
-process (`taskset -c 1`, the same command) takes what no other has begun. At
-the end `table.md` and `curves.png` are made of all that is there.
+Each run is a preset on a category with a seed, and a folder whose `run.json`
+has its metrics on the test split, in percent, and the mean loss, at a few
+steps. Those that are finished are not run again; a second process (`taskset -c
+1`, the same command) takes what no other is at. At the end `table.md` and
+`curves.png` are made of all that is there. A folder takes runs of one setting.
 
 Pixels count as anomalous from half coverage on, whatever the preset says.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import pathlib
@@ -31,7 +32,9 @@ from draem_jax import evaluate, experiment
 from draem_jax.configs import mvtec
 from draem_jax.data import category as category_lib
 from draem_jax.detection.detector import Detector
+from draem_jax.errors import UserError
 from draem_jax.training import trainer as trainer_lib
+from draem_jax.workdir import lock, storage
 from draem_jax.workdir.thresholds import Thresholds
 
 METRICS = {
@@ -51,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument('--textures', default='builtin')
   parser.add_argument('--presets', default='paper,release,best')
   parser.add_argument('--categories', default='bottle')
-  parser.add_argument('--seeds', default='0,1,2')
+  parser.add_argument('--seeds', type=_numbers, default='0,1,2')
   parser.add_argument('--size', type=int, default=64)
   parser.add_argument('--widths', type=int, nargs=2, default=[16, 8])
   parser.add_argument('--steps', type=int, default=3000)
@@ -65,36 +68,64 @@ def make_parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _numbers(text: str) -> list[int]:
+  """Whole numbers between commas."""
+  return [int(number) for number in text.split(',')]
+
+
 def main() -> None:
   """Runs what is missing, then makes table and curves."""
-  args = make_parser().parse_args()
-  args.folder.mkdir(parents=True, exist_ok=True)
-  for category in args.categories.split(','):
-    for seed in args.seeds.split(','):
-      for preset in args.presets.split(','):
-        _run_if_missing(args, preset, category, int(seed))
-  runs = read(args.folder)
-  (args.folder / 'table.md').write_text(table(runs))
-  draw_curves(args.folder / 'curves.png', runs)
+  parser = make_parser()
+  args = parser.parse_args()
+  runs = [
+    (preset, category, seed)
+    for category in args.categories.split(',')
+    for seed in args.seeds
+    for preset in args.presets.split(',')
+  ]
+  try:
+    for run in runs:
+      config_lib.check(make_config(args, *run))
+    _keep_setting(args)
+    for run in runs:
+      _run_if_missing(args, *run)
+  except (UserError, ValueError) as error:
+    parser.error(str(error))
+  found = read(args.folder)
+  (args.folder / 'table.md').write_text(table(found))
+  draw_curves(args.folder / 'curves.png', found)
   print((args.folder / 'table.md').read_text())
+
+
+def _keep_setting(args: argparse.Namespace) -> None:
+  """Refuses a folder that has runs of another setting."""
+  setting = {
+    name: getattr(args, name) for name in ('size', 'widths', 'steps', 'set')
+  }
+  args.folder.mkdir(parents=True, exist_ok=True)
+  path = args.folder / 'setting.json'
+  if path.exists() and json.loads(path.read_text()) != setting:
+    raise UserError(
+      f'{path} is of other runs than {json.dumps(setting)}: take another'
+      ' --folder'
+    )
+  storage.write_json(path, setting)
 
 
 def _run_if_missing(
   args: argparse.Namespace, preset: str, category: str, seed: int
 ) -> None:
-  """Makes a run that no process has begun."""
-  claim = args.folder / f'{preset}-{category}-{seed}-{args.size}.begun'
-  try:
-    claim.touch(exist_ok=False)
-  except FileExistsError:
-    return
-  try:
-    run = train_and_evaluate(args, preset, category, seed)
-  except BaseException:
-    claim.unlink()
-    raise
-  with (args.folder / 'runs.jsonl').open('a') as file:
-    file.write(json.dumps(run) + '\n')
+  """Makes a run that is not finished and that no process is at."""
+  place = args.folder / f'{preset}-{category}-{seed}'
+  place.mkdir(exist_ok=True)
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(lock.hold(place))
+    except UserError:
+      return
+    if not (place / 'run.json').exists():
+      run = train_and_evaluate(args, preset, category, seed)
+      storage.write_json(place / 'run.json', run)
 
 
 def train_and_evaluate(
@@ -129,8 +160,6 @@ def train_and_evaluate(
     'preset': preset,
     'category': category,
     'seed': seed,
-    'size': args.size,
-    'set': args.set,
     'curve': curve,
     'ms_a_step': round(1000 * seconds / trainer.num_steps, 1),
     'machine': machine.processor(),
@@ -155,8 +184,14 @@ def make_config(
   config.data.dir, config.data.textures = args.data, args.textures
   config.data.layout = 'auto'
   for assignment in args.set:
-    name, value = assignment.split('=', 1)
-    config.update_from_flattened_dict({name: json.loads(value)})
+    name, _, value = assignment.partition('=')
+    try:
+      config.update_from_flattened_dict({name: json.loads(value)})
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(
+        f'--set={assignment}: {error}: take FIELD=VALUE, a field of the config'
+        ' and a value as JSON'
+      ) from error
   return config.to_dict()
 
 
@@ -187,8 +222,8 @@ def _test(
 
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:
   """The runs of a folder that are finished."""
-  path = folder / 'runs.jsonl'
-  return [json.loads(line) for line in path.read_text().splitlines()]
+  paths = sorted(folder.glob('*/run.json'))
+  return [json.loads(path.read_text()) for path in paths]
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -28,7 +28,8 @@ def choose(
 ) -> Any:
   """As `jax.lax.platform_dependent` does, which traces every way each time.
 
-  That is half of the time that the training step takes to trace.
+  That is more than a third of the time that the training step takes to trace
+  (benchmarks/README.md).
 
   Args:
     *arguments: of each way.

@@ -28,6 +28,7 @@ from benchmarks import (
 )
 from draem_jax import command
 from draem_jax.configs import mvtec
+from draem_jax.workdir import lock
 
 
 @pytest.fixture(autouse=True)
@@ -326,6 +327,10 @@ def test_a_run_of_recipes_is_made_once(tmp_path, monkeypatch):
     recipes._run_if_missing(args, 'best', 'pen', 0)
   for seed in (0, 1, 0):
     recipes._run_if_missing(args, 'best', 'pen', seed)
+  with lock.hold(tmp_path / 'best-pen-1'):  # As another process would.
+    (tmp_path / 'best-pen-1' / 'run.json').rename(tmp_path / 'kept')
+    recipes._run_if_missing(args, 'best', 'pen', 1)
+    (tmp_path / 'kept').rename(tmp_path / 'best-pen-1' / 'run.json')
   assert [run[-1] for run in made] == [0, 0, 1]
   assert recipes.read(tmp_path) == [{'seed': 0}, {'seed': 1}]
 
@@ -342,3 +347,26 @@ def test_recipes_differ_in_nothing_but_the_preset(tmp_path):
     assert config['eval']['mask_threshold'] == 0.5
     assert config['simulator']['noise'] == 0.5 and config['loss']['gamma'] == 1
   assert [each['optimizer'] for each in configs] == ['adam', 'muon']
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'words'),
+  [
+    (['--presets=better'], "unknown preset 'better'"),
+    (['--seeds=x'], "'x'"),
+    (['--set=loss.gama=1'], 'did you mean config.loss.gamma?'),
+    (['--set=loss.gamma=one'], 'a value as JSON'),
+    (['--set=loss.gamma=-1'], 'config.loss.gamma'),
+    (['--size=63'], 'config.image_size'),
+    (['--steps=7'], 'take another --folder'),
+  ],
+)
+def test_what_recipes_cannot_run_is_one_line(
+  arguments, words, tmp_path, monkeypatch, capsys
+):
+  recipes._keep_setting(recipe_arguments(tmp_path))
+  command = ['recipes', f'--folder={tmp_path}', '--data=DATA', *arguments]
+  monkeypatch.setattr('sys.argv', command)
+  with pytest.raises(SystemExit):
+    recipes.main()
+  assert words in capsys.readouterr().err.splitlines()[-1]

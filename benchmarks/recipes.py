@@ -57,7 +57,9 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument('--seeds', type=_numbers, default='0,1,2')
   parser.add_argument('--size', type=int, default=64)
   parser.add_argument('--widths', type=int, nargs=2, default=[16, 8])
-  parser.add_argument('--steps', type=int, default=3000)
+  parser.add_argument(
+    '--steps', type=int, help='of every run; without, as many as a preset has'
+  )
   parser.add_argument(
     *('--set', '-s'),
     action='append',
@@ -178,7 +180,8 @@ def make_config(
   )
   # As wide a share of the image as the paper's 21 of 256 pixels.
   config.score_window = 21 * args.size // 256 // 2 * 2 + 1
-  config.num_steps = args.steps
+  if args.steps is not None:
+    config.num_steps = args.steps
   config.seed = seed
   config.eval.mask_threshold = 0.5
   config.data.dir, config.data.textures = args.data, args.textures

@@ -195,8 +195,8 @@ def test_what_is_no_field_is_named(change, words):
 def test_the_light_preset_is_the_best_on_small_networks():
   light = mvtec.get_config('pens,light')
   assert light.to_dict() == mvtec.get_config('pens,best,small').to_dict()
-  assert light.image_size == 64 and light.num_steps == 3000
-  assert light.loss.data_range == 'from_batch' and light.eval.holdout == 0
+  assert light.image_size == 64 and light.num_steps == 1500
+  assert light.loss.data_range == 'one' and light.eval.holdout == 0
 
 
 @pytest.mark.parametrize('preset', ['paper', 'release', 'best'])

@@ -23,8 +23,14 @@ from draem_jax.studies import plan
 PARTS = {
   'without_muon': ('optimizer', 'learning_rate'),
   'without_warmup': ('learning_rate_warmup',),
-  'without_early_fall': ('learning_rate_milestones', 'learning_rate_factor'),
+  'without_early_fall': (
+    'learning_rate_milestones',
+    'learning_rate_factor',
+    'num_epochs',
+    'num_steps',
+  ),
   'without_ema': ('ema',),
+  'without_range': ('loss.data_range',),
   'without_gamma': ('loss.gamma', 'loss.weights.focal'),
   'without_cells': ('simulator.cells',),
   'without_sets': ('simulator.unions', 'simulator.intersections'),

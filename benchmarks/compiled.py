@@ -35,8 +35,8 @@ from draem_jax import devices
 from draem_jax.configs import mvtec
 from draem_jax.networks import models
 from draem_jax.simulator.options import Options
+from draem_jax.training import layouts, sampling, trainer
 from draem_jax.training import optimizer as optimizer_lib
-from draem_jax.training import sampling, trainer
 from draem_jax.training import step as train_step
 
 # Bottle's images and the textures of DTD, which lie on every chip.
@@ -302,7 +302,11 @@ def compile_step(
     for count in (_NUM_IMAGES, _NUM_TEXTURES)
   )
   arguments = jax.tree.map(on_every_device, (state, images, textures))
-  return jax.jit(drawing_step, donate_argnums=0).lower(*arguments).compile()
+  if layouts.are_chosen(mesh):
+    jitted = layouts.choosing(drawing_step, mesh)
+  else:
+    jitted = jax.jit(drawing_step, donate_argnums=0)
+  return jitted.lower(*arguments).compile()
 
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:

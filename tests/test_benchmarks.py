@@ -205,6 +205,9 @@ PROGRAM = [
   '%inside (p: f32[8]) -> f32[8] {',
   instruction('f32[8]{0} sort(%p), dimensions={0}'),
   '}',
+  # The start and the end of one that goes on beside other work.
+  instruction('bf16[100]{0} all-reduce(%p), channel_id=3, to_apply=%add'),
+  instruction('bf16[100]{0} all-reduce(%p), channel_id=3, to_apply=%add'),
   'ENTRY %main (x: f32[8]) -> f32[8] {',
   instruction('f32[8]{0} parameter(0)'),
   instruction(
@@ -214,7 +217,7 @@ PROGRAM = [
   ),
   instruction('f32[8] copy(%x)', 'transpose(jvp(Draem))/reshape', 1_500_000),
   instruction('f32[8]{0} copy(%x)', cycles=750_000),
-  instruction('(bf16[1000,2]{1,0}, f32[3]{0}) all-reduce(%a), to_apply=%add'),
+  instruction('(bf16[1000,2]{1,0}, f32[3]{0}) all-reduce(%a), channel_id=1'),
   instruction('f32[8]{0} fusion(%x), calls=%inside', 'vmap()/gather'),
   instruction('f32[8]{0} fusion(%x)', 'mul', 1_500_000),
   '}',
@@ -232,7 +235,10 @@ def test_a_compiled_program_is_told_by_part():
   assert found['total_milliseconds'] == 4.5
   assert found['without_an_estimate'] == {'all-reduce': 1, 'fusion': 1}
   assert found['counts']['sort'] == 1 and found['counts']['while'] == 0
-  assert found['collectives'] == {'all-reduce': {'count': 1, 'bytes': 4012}}
+  assert found['collectives'] == {
+    'all-reduce': {'count': 1, 'bytes': 4012},
+    'hidden all-reduce': {'count': 1, 'bytes': 200},
+  }
 
 
 def test_the_time_of_collectives():
@@ -243,6 +249,8 @@ def test_the_time_of_collectives():
   expected = 3.0 + 10 * 4e-3
   assert compiled.collective_milliseconds(*arguments, (2, 2)) == expected
   assert compiled.collective_milliseconds(*arguments, (1, 1)) == 0
+  collectives['hidden all-reduce'] = {'count': 5, 'bytes': 10**9}
+  assert compiled.collective_milliseconds(*arguments, (2, 2)) == expected
   assert (
     compiled.collective_milliseconds({}, compiled.CHIPS['h100'], (1,)) is None
   )

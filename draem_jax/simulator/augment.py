@@ -213,7 +213,9 @@ def rotate(
   Returns:
     The rotated texture, of the same size by default.
   """
-  levels = rotation.rotate(_levels(image), degrees=degrees, size=size)
+  levels = rotation.rotate(
+    _levels(image), degrees=degrees, size=size, of_levels=True
+  )
   return _to_grid(jnp.floor(levels + 0.5))
 
 

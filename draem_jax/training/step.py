@@ -95,11 +95,10 @@ def init_state(
   )(key)
 
 
-def abstract(state: TrainState) -> TrainState:
-  """The shapes, types and shardings of a state, without its values."""
+def abstract(tree: PyTree[Array]) -> PyTree[jax.ShapeDtypeStruct]:
+  """The shapes, types and shardings of a state, say, without its values."""
   return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-    state,
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
   )
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from draem_jax import devices, interrupt
 from draem_jax.errors import UserError
 from draem_jax.pictures import panels
-from draem_jax.training import optimizer, profiling, simulated
+from draem_jax.training import layouts, optimizer, profiling, simulated
 from draem_jax.training import trainer as trainer_lib
 from draem_jax.training import writer as writer_lib
 from draem_jax.training.step import (
@@ -184,7 +184,8 @@ def train(
             writer.write(step, values)
           pending = []
         if save:
-          checkpointer.save(step, state, state.evaluated)
+          stored = layouts.plain(state, trainer.mesh)
+          checkpointer.save(step, stored, stored.evaluated)
         if panel:
           _write_panel(trainer, state, step, workdir, writer)
         if stop and not last:

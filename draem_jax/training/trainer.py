@@ -18,7 +18,7 @@ from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.simulator import crops, simulate
 from draem_jax.simulator.options import Options
-from draem_jax.training import feeding, sampling, simulated
+from draem_jax.training import feeding, layouts, sampling, simulated
 from draem_jax.training.optimizer import make_optimizer, make_schedule
 from draem_jax.training.step import (
   Recipe,
@@ -170,7 +170,7 @@ class Trainer:
     ) -> tuple[TrainState, dict[str, Float[Array, '']]]:
       return step(state, *self._draw(state.step, images, textures))
 
-    self._step = jax.jit(drawing_step, donate_argnums=0)
+    self._step = layouts.compiled(drawing_step, self.mesh)
     # Whole in every process, wherever its batch was computed.
     self._preview = jax.jit(
       self._preview_batch, out_shardings=devices.replicated(self.mesh)

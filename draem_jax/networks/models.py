@@ -127,6 +127,7 @@ class Networks(nn.Module):
     outputs: the fields of `Output` that these networks give.
     samples_masks: whether they sample masks in training, and then take their
       key as `rngs={'masks': key}`.
+    draws_together: whether all parameters are drawn by `draws`.
   """
 
   reconstructive_width: int = 128
@@ -136,6 +137,7 @@ class Networks(nn.Module):
 
   outputs: ClassVar[tuple[str, ...]] = ()
   samples_masks: ClassVar[bool] = False
+  draws_together: ClassVar[bool] = True
 
   def setup(self):
     """Builds the sub-networks that the outputs need."""
@@ -208,6 +210,7 @@ class Bozic(Networks):
   """
 
   outputs = ('segmentation', 'decision')
+  draws_together = False
 
   def setup(self):
     """Builds both stages."""

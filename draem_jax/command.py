@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import itertools
 import logging
 import os
@@ -46,6 +47,9 @@ _REMEDIES = {
   errno.EMFILE: 'allow more open files, as with ulimit -n 4096',
   errno.ENFILE: 'close other programs',
 }
+# By default 700: what JAX makes while it traces would be looked through again
+# and again, and little of it is garbage.
+_OBJECTS_BETWEEN_COLLECTIONS = 100_000
 _LONGEST_CONFIG = 2**20  # Bytes.
 _LONGEST_LINE = 1000  # Characters of what is said of a flag.
 # Fields of a config that are paths.
@@ -75,6 +79,7 @@ def run(main: Callable[[list[str]], None], define: Callable[[], None]) -> None:
     define: what defines its flags: only now, since other commands of the same
       process have flags of the same names.
   """
+  gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
   terminal.prepare()
   _check_flagfiles(sys.argv)
   try:

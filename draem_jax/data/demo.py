@@ -218,7 +218,7 @@ def _write_in_place_of(target: pathlib.Path, seed: int) -> None:
     for file, pixels in _image_files(seed):
       path = category / file
       path.parent.mkdir(parents=True, exist_ok=True)
-      Image.fromarray(pixels).save(path)
+      Image.fromarray(pixels).save(path, compress_level=1)
     (category / 'readme.txt').write_text(_readme(seed))
     if target.exists():
       target.rename(pathlib.Path(temp) / 'replaced')

@@ -9,6 +9,7 @@ of a defect varies from just visible to plain.
 Nothing here has anything in common with the training simulator.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -160,8 +161,16 @@ def _stroke(
   y, x = _pixels(scene)
   coverage = np.zeros_like(x)
   for (point_x, point_y), width in zip(points, widths, strict=True):
-    distance = np.hypot(x - point_x, y - point_y)
-    np.maximum(coverage, width / 2 + 0.5 - distance, out=coverage)
+    reach = width / 2 + 0.5
+    # The pixels around the point: others are farther than the pen reaches.
+    near = tuple(
+      slice(
+        max(0, math.floor(middle - reach)), max(0, math.ceil(middle + reach))
+      )
+      for middle in (point_y, point_x)
+    )
+    distance = np.hypot(x[near] - point_x, y[near] - point_y)
+    np.maximum(coverage[near], reach - distance, out=coverage[near])
   return np.minimum(coverage, 1)
 
 

@@ -30,7 +30,7 @@ from draem_jax import counted, sizes
 from draem_jax.data import encoded, resizing
 from draem_jax.data import roi as roi_lib
 from draem_jax.data.images import resize_bilinear
-from draem_jax.detection import scanner, tiles
+from draem_jax.detection import parts, scanner, tiles
 from draem_jax.detection.regions import Region, find_regions
 from draem_jax.errors import UserError
 from draem_jax.networks import folding, models
@@ -146,7 +146,7 @@ class Detector:
     if resolution not in ('', 0):
       self.resolution = sizes.pair(resolution)
 
-    def score(
+    def look(
       variables: Mapping[str, Any], images: UInt8[Array, 'b h w c']
     ) -> tuple[
       Float[Array, 'b h w 3'] | None, Float[Array, 'b h w'], Float[Array, 'b']
@@ -164,7 +164,7 @@ class Detector:
       )
       return output.reconstruction, maps, scores
 
-    self._score = jax.jit(score)
+    self._score = parts.compiled(look)
     self._scanner = scanner.Scanner(
       model,
       self.folded,
@@ -399,12 +399,12 @@ class Detector:
   def score_all(self, images: UInt8[np.ndarray, 'n h w c']) -> Scored:
     """As `score`, with all batches joined."""
     batches = list(self.score(images))
-    parts = [
+    fields = [
       [getattr(batch, field.name) for batch in batches]
       for field in dataclasses.fields(Scored)
     ]
     return Scored(
-      *(None if part[0] is None else np.concatenate(part) for part in parts)
+      *(None if each[0] is None else np.concatenate(each) for each in fields)
     )
 
   def score_whole(

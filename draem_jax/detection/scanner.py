@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from draem_jax.detection import tiles
+from draem_jax.detection.parts import compiled
 from draem_jax.errors import UserError
 from draem_jax.networks import models
 from draem_jax.score import IMAGE_SCORES, MAPS
@@ -63,7 +64,7 @@ class Scanner:
       decide = IMAGE_SCORES[score_image].compute
       return output.reconstruction, maps, decide and decide(output)
 
-    self._look = jax.jit(look)
+    self._look = compiled(look)
 
   def scan(
     self,

@@ -1,17 +1,17 @@
 """The convolutions with parameters that the networks are built of."""
 
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from draem_jax import platforms
-from draem_jax.networks import pairs
+from draem_jax.networks import draws, pairs
 from draem_jax.networks.convolution import conv3x3
 from draem_jax.networks.layers import (
   batch_normalize,
@@ -44,13 +44,24 @@ class _Convolution(nn.Module):
     """Declares the kernel and the bias."""
     bound = (self.side**2 * inputs) ** -0.5
 
-    def bias_init(key, shape, dtype):
-      return jax.random.uniform(key, shape, dtype, -bound, bound)
+    bias_init = functools.partial(draws.uniform, bound=bound)
+    kernel = (self.side, self.side, inputs, self.features)
+    return (
+      self._parameter(
+        'kernel', functools.partial(draws.normal, mean=0.0), kernel
+      ),
+      self._parameter('bias', bias_init, (self.features,)),
+    )
 
-    shape = (self.side, self.side, inputs, self.features)
-    kernel = self.param('kernel', _normal(0.0), shape, self.param_dtype)
-    bias = self.param('bias', bias_init, (self.features,), self.param_dtype)
-    return kernel, bias
+  def _parameter(
+    self, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]
+  ) -> Float[Array, '...']:
+    """Declares a parameter."""
+    value = self.get_variable('params', name)
+    # To compare the shapes, Flax would trace the initialization of each.
+    if value is not None and value.shape == shape:
+      return value
+    return self.param(name, init, shape, self.param_dtype)
 
   def _convolve_and_shift(
     self,
@@ -133,8 +144,10 @@ class ConvNormRelu(_Convolution):
       y = self._convolve_and_shift(x, kernel, conv_bias)
       return nn.relu(y).astype(x.dtype)
     shape, param_dtype = (self.features,), self.param_dtype
-    scale = self.param('norm_scale', _normal(1.0), shape, param_dtype)
-    bias = self.param('norm_bias', nn.initializers.zeros, shape, param_dtype)
+    scale = self._parameter(
+      'norm_scale', functools.partial(draws.normal, mean=1.0), shape
+    )
+    bias = self._parameter('norm_bias', nn.initializers.zeros, shape)
     running_mean = self.variable(
       'batch_stats', 'mean', jnp.zeros, shape, param_dtype
     )
@@ -204,15 +217,6 @@ def _concatenate(
 def computation_dtype(image: Array, module: nn.Module) -> DTypeLike:
   """The dtype that a network computes in with such an image."""
   return module.dtype or jnp.promote_types(image.dtype, module.param_dtype)
-
-
-def _normal(mean: float) -> nn.initializers.Initializer:
-  """N(mean, 0.02), as the release initializes."""
-
-  def init(key, shape, dtype=jnp.float32):
-    return mean + 0.02 * jax.random.normal(key, shape, dtype)
-
-  return init
 
 
 def _keep_average(average: nn.Variable, value: Float[Array, 'c']) -> None:

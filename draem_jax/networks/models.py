@@ -127,6 +127,7 @@ class Networks(nn.Module):
     outputs: the fields of `Output` that these networks give.
     samples_masks: whether they sample masks in training, and then take their
       key as `rngs={'masks': key}`.
+    draws_together: whether all parameters are drawn by `draws`.
   """
 
   reconstructive_width: int = 128
@@ -136,6 +137,7 @@ class Networks(nn.Module):
 
   outputs: ClassVar[tuple[str, ...]] = ()
   samples_masks: ClassVar[bool] = False
+  draws_together: ClassVar[bool] = False
 
   def setup(self):
     """Builds the sub-networks that the outputs need."""
@@ -176,6 +178,7 @@ class Draem(Networks):
   """The reconstructive and the discriminative sub-network in a row (DRÆM)."""
 
   outputs = ('reconstruction', 'logits')
+  draws_together = True
 
   def run(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
     reconstruction = self.reconstructive(image, train=train)
@@ -187,6 +190,7 @@ class Discriminative(Networks):
   """The discriminative sub-network alone, on the image (table 3, Disc.)."""
 
   outputs = ('logits',)
+  draws_together = True
 
   def run(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
     return Output(None, self.discriminative(image, train=train))
@@ -196,6 +200,7 @@ class Reconstructive(Networks):
   """The reconstructive sub-network alone (table 3, Recon.-AE)."""
 
   outputs = ('reconstruction',)
+  draws_together = True
 
   def run(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
     return Output(self.reconstructive(image, train=train), None)
@@ -231,6 +236,7 @@ class Riad(Networks):
   """
 
   outputs = ('reconstruction', 'restorations')
+  draws_together = True
   samples_masks = True
 
   def setup(self):

@@ -4,6 +4,7 @@ An operation here takes an image and three uniform numbers in [0, 1). Which one
 it is is a number, too, so that one compiled program serves every choice.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -136,10 +137,12 @@ def augment_randomly(
     The texture after the last of them.
   """
   operations, numbers = sample_operations(key, options)
+  # Compiled as a part of what calls it, but traced only once.
+  augment_once = jax.jit(
+    functools.partial(augment_texture, names=options.augmentations)
+  )
   for operation, arguments in zip(operations, numbers, strict=True):
-    texture = augment_texture(
-      texture, operation, arguments, names=options.augmentations
-    )
+    texture = augment_once(texture, operation, arguments)
   return texture
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from draem_jax import devices, losses
-from draem_jax.networks import models
+from draem_jax.networks import draws, models
 from draem_jax.simulator import simulate
 from draem_jax.simulator.options import Options
 from draem_jax.training import sampling
@@ -73,8 +73,13 @@ def init_state(
   def init(key: Key[Array, '']) -> TrainState:
     # No parameter depends on the size, and a small image compiles sooner.
     image = jnp.zeros((1, 32, 32, 3))
+    initialize = lambda key: model.init(key, image, train=False)
+    if is_cpu and model.draws_together:
+      drawn = draws.together(initialize, key)
+    else:
+      drawn = initialize(key)
     # Networks may have no running statistics.
-    variables = {'batch_stats': {}, **model.init(key, image, train=False)}
+    variables = {'batch_stats': {}, **drawn}
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=variables['params'],
@@ -83,6 +88,7 @@ def init_state(
       ema=variables if ema else None,
     )
 
+  is_cpu = mesh.devices.flat[0].platform == 'cpu'
   # Threefry, drawn once for each of 150 arrays, takes XLA most of a minute to
   # compile on a CPU.
   key = jax.random.key(seed, impl='unsafe_rbg')
@@ -91,7 +97,7 @@ def init_state(
   return jax.jit(
     init,
     out_shardings=devices.replicated(mesh),
-    compiler_options=quick if mesh.devices.flat[0].platform == 'cpu' else None,
+    compiler_options=quick if is_cpu else None,
   )(key)
 
 

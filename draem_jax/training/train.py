@@ -149,6 +149,8 @@ def train(
     last=trainer.num_steps,
   )
   pending = []
+  # One small program, and not one for each operation.
+  schedule = jax.jit(trainer.schedule)
   try:
     if writer and first < end:
       writer.progress.start()
@@ -171,7 +173,7 @@ def train(
           values = _check_finite(pending, step, checkpointer)
           if save or evaluates:
             _check_finite_weights(state, step, checkpointer)
-          values['learning_rate'] = float(trainer.schedule(step - 1))
+          values['learning_rate'] = float(schedule(step - 1))
           if evaluates:
             with writer.away() if writer else contextlib.nullcontext():
               found = _evaluate(evaluator, state, step, checkpointer)

@@ -74,7 +74,7 @@ def init_state(
     # No parameter depends on the size, and a small image compiles sooner.
     image = jnp.zeros((1, 32, 32, 3))
     initialize = lambda key: model.init(key, image, train=False)
-    if is_cpu and model.draws_together:
+    if is_cpu and model.draws_together and model.param_dtype == jnp.float32:
       drawn = draws.together(initialize, key)
     else:
       drawn = initialize(key)

@@ -7,6 +7,7 @@ and the status of a `PassingError`.
 
 import contextlib
 import ctypes
+import errno
 import importlib.metadata
 import json
 import logging
@@ -78,6 +79,8 @@ def start() -> None:
     f'{_at(where)}: see that the first one runs and that the others reach it,'
     ' or let them wait longer with DRAEM_START_TIMEOUT'
   )
+  if where.get('process_id') == 0:
+    _check_port(where)
   try:
     jax.distributed.initialize(
       **where,
@@ -88,12 +91,38 @@ def start() -> None:
   except ValueError as error:
     raise _incomplete(error) from error
   except RuntimeError as error:
-    words = ' '.join(str(error).split())
-    raise UserError(
-      f'the first process of the run cannot listen{_at(where)} ({words:.200}):'
-      ' take another port in JAX_COORDINATOR_ADDRESS'
-    ) from error
+    raise _deaf(where, error) from error
   watch.started()
+
+
+def _check_port(where: Mapping[str, Any]) -> None:
+  """Raises a `UserError` where the first process cannot listen.
+
+  JAX may end without a word there, by a segmentation fault.
+  """
+  port = where['coordinator_address'].rpartition(':')[2]
+  if not port.isdecimal():
+    return  # JAX says what is wrong with the address.
+  family = socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET
+  try:
+    with socket.socket(family) as tried:
+      # Connections of an earlier run that are closing do no harm.
+      tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      tried.bind(('', int(port)))
+      tried.listen()
+  except (OSError, OverflowError) as error:
+    # Where IPv6 is switched off JAX listens by IPv4.
+    absent = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+    if getattr(error, 'errno', None) not in absent:
+      raise _deaf(where, error) from error
+
+
+def _deaf(where: Mapping[str, Any], error: Exception) -> UserError:
+  words = ' '.join(str(error).split())
+  return UserError(
+    f'the first process of the run cannot listen{_at(where)} ({words:.200}):'
+    ' take another port in JAX_COORDINATOR_ADDRESS'
+  )
 
 
 def is_wanted() -> bool:

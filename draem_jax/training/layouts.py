@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
 from draem_jax import devices
 from draem_jax.training.step import TrainState, abstract
@@ -48,17 +48,13 @@ def compiled(step: _Step, mesh: Mesh) -> _Step:
 
 def choosing(step: _Step, mesh: Mesh) -> Any:
   """The step under `jit`, to be lowered: its program lays the state out."""
-  wanted = _wanted(devices.replicated(mesh))
+  wanted = Format(Layout.AUTO, devices.replicated(mesh))
   return jax.jit(
     step,
     donate_argnums=0,
     in_shardings=(wanted, None, None),
     out_shardings=(wanted, None),
   )
-
-
-def _wanted(sharding: Sharding) -> Any:
-  return Format(Layout.AUTO, sharding)
 
 
 def plain(state: TrainState, mesh: Mesh) -> TrainState:

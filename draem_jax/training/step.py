@@ -70,6 +70,8 @@ def init_state(
     ema: what the average of the variables keeps in a step; 0: there is none.
   """
 
+  is_cpu = mesh.devices.flat[0].platform == 'cpu'
+
   def init(key: Key[Array, '']) -> TrainState:
     # No parameter depends on the size, and a small image compiles sooner.
     image = jnp.zeros((1, 32, 32, 3))
@@ -88,7 +90,6 @@ def init_state(
       ema=variables if ema else None,
     )
 
-  is_cpu = mesh.devices.flat[0].platform == 'cpu'
   # Threefry, drawn once for each of 150 arrays, takes XLA most of a minute to
   # compile on a CPU.
   key = jax.random.key(seed, impl='unsafe_rbg')

@@ -4,7 +4,8 @@
 
 Draws a small category of its own into `runs/demo/data`, 100 good pictures of a
 pavement and 60 test pictures with five kinds of defects, trains a narrow DRÆM
-on it and shows what it finds.
+on it and shows what it finds. The recipe is the preset `light` of
+`configs/mvtec.py`; `configs/demo.py:release` takes that of the PyTorch release.
 """
 
 from ml_collections import config_dict
@@ -12,13 +13,14 @@ from ml_collections import config_dict
 from draem_jax.configs import mvtec
 
 
-def get_config() -> config_dict.ConfigDict:
-  """The release's recipe, shrunken to two CPU cores."""
-  config = mvtec.get_config('demo,release')
+def get_config(preset: str = 'light') -> config_dict.ConfigDict:
+  """The recipe of a preset of `configs/mvtec.py`, at the size of `light`."""
+  preset = preset or 'light'
+  setting = '' if preset == 'light' else ',small'
+  config = mvtec.get_config(f'demo,{preset}{setting}')
   config.data.dir = 'builtin'
   config.data.textures = 'builtin'
   config.data.tfds_dir = ''  # In the workdir.
-  mvtec.small(config)
   config.num_steps = 1500
   # The camera of the demo is held about level, and so is the pavement.
   config.simulator.rotation_degrees = (-5.0, 5.0)

@@ -23,13 +23,13 @@ def get_config(preset: str = 'light') -> config_dict.ConfigDict:
   config.data.tfds_dir = ''  # In the workdir.
   config.num_steps = 1500
   if preset in ('best', 'light'):
-    # Once the rate has fallen more steps change nothing.
-    config.num_steps = 900
-    config.learning_rate_milestones = (1 / 3, 0.45, 0.55, 0.65)
+    # The rate falls at the steps of `light`, and then no more is to be learned.
+    config.num_steps = 1000
+    config.learning_rate_milestones = (0.3, 0.45, 0.6, 0.75)
   # The camera of the demo is held about level, and so is the pavement.
   config.simulator.rotation_degrees = (-5.0, 5.0)
   config.eval.holdout = 0.1
   config.eval.mask_threshold = 0.5
-  config.checkpoint_every = 300
-  config.panel_every = 300
+  config.checkpoint_every = 500
+  config.panel_every = 500
   return config

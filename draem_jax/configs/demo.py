@@ -28,6 +28,8 @@ def get_config(preset: str = 'light') -> config_dict.ConfigDict:
     config.learning_rate_milestones = (0.3, 0.45, 0.6, 0.75)
   # The camera of the demo is held about level, and so is the pavement.
   config.simulator.rotation_degrees = (-5.0, 5.0)
+  # A brick on bricks that look alike is an anomaly that nobody can see.
+  config.simulator.good_textures = 0.0
   config.eval.holdout = 0.1
   config.eval.mask_threshold = 0.5
   config.checkpoint_every = 500

@@ -4,7 +4,7 @@ import pytest
 from small import small_config
 
 from draem_jax import config
-from draem_jax.configs import mvtec
+from draem_jax.configs import demo, mvtec
 from draem_jax.errors import UserError
 
 
@@ -215,3 +215,21 @@ def test_small_networks_train_at_ten_times_the_rate(preset):
 def test_what_is_no_preset_is_refused(arguments):
   with pytest.raises(ValueError, match='preset'):
     mvtec.get_config(arguments)
+
+
+def test_the_demo_is_trained_by_light_or_by_the_preset_that_is_named():
+  light, own = mvtec.get_config('demo,light'), demo.get_config()
+  assert demo.get_config('').to_dict() == own.to_dict()
+  fall = [
+    [round(share * each.num_steps) for share in each.learning_rate_milestones]
+    for each in (light, own)
+  ]
+  assert fall[0] == fall[1]
+  release = demo.get_config('release')
+  assert (own.optimizer, release.optimizer) == ('muon', 'adam')
+  assert own.model.to_dict() == release.model.to_dict()
+  assert own.image_size == release.image_size == light.image_size
+  for each in (own, release):
+    config.check(each.to_dict())
+  with pytest.raises(ValueError, match='fast'):
+    demo.get_config('fast')

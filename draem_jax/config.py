@@ -247,6 +247,9 @@ FIELDS = {
   'model.name': _one_of('draem', *models.MODELS),
   'model.reconstructive_width': _whole(128, 1, _WIDEST),
   'model.discriminative_width': _whole(64, 1, _WIDEST),
+  # Share of the gradient of the map's losses that passes through the
+  # reconstruction into the reconstructive network.
+  'model.reconstruction_gradient': _share(1.0),
   # A term of weight 0 is not computed.
   'loss.weights.l2': _not_negative(1.0),
   'loss.weights.ssim': _not_negative(1.0),
@@ -291,6 +294,10 @@ FIELDS = {
   # Shares of the masks of noise that are unions and intersections of two.
   'simulator.unions': _share(0.0),
   'simulator.intersections': _share(0.0),
+  # Share of them that are lines, such as scratches and cracks, and how wide
+  # these are, in shares of the shorter side.
+  'simulator.lines': _share(0.0),
+  'simulator.line_widths': _interval((0.015, 0.045), 0, 1),
   # "Sampled uniformly at random", says section 3.3, and not from where.
   'simulator.threshold': _interval((0.3, 0.7), -10, 10),
   # Of 'rectangles', whose number and sides the paper does not tell: together

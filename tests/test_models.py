@@ -1,5 +1,6 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -193,6 +194,50 @@ def test_bias_before_batch_norm_has_no_gradient(float64_training):
   gradients = float64_training[0].gradients['discriminative']
   assert not gradients['encoder_block1_conv1']['bias'].any()
   assert gradients['last_conv']['bias'].all()
+
+
+class Layer(nn.Module):
+  """Stands for a network."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    return nn.Dense(self.features)(x)
+
+
+class DraemOfLayers(models.Draem):
+  """The way from one network to the other is what is looked at."""
+
+  def setup(self):
+    self.reconstructive, self.discriminative = Layer(3), Layer(2)
+
+
+def test_the_map_passes_a_share_of_its_gradient():
+  image = jax.random.uniform(jax.random.key(0), (1, 32, 32, 3))
+  params = DraemOfLayers().init(jax.random.key(1), image, train=False)
+
+  def gradients(share, of):
+    model = DraemOfLayers(reconstruction_gradient=share)
+
+    def loss(params):
+      output = model.apply(params, image, train=False)
+      return jnp.sum(getattr(output, of)[..., -1])
+
+    return jax.grad(loss)(params)['params']
+
+  for of, share in ('logits', 0.25), ('reconstruction', 1.0):
+    found, expected = gradients(0.25, of), gradients(1.0, of)
+    for name, scale in ('reconstructive', share), ('discriminative', 1.0):
+      scaled = jax.tree.map(lambda x, scale=scale: scale * x, expected[name])
+      jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5),
+        found[name],
+        scaled,
+      )
+  assert np.abs(
+    gradients(0.25, 'logits')['reconstructive']['Dense_0']['bias']
+  ).all()
 
 
 def test_bfloat16_is_close_to_float32(golden, variables):

@@ -124,6 +124,8 @@ class Networks(nn.Module):
     dtype: of the convolutions; None takes that of image and parameters.
       Parameters, batch statistics and outputs stay float32 under bfloat16.
     param_dtype: of the parameters and running averages.
+    reconstruction_gradient: share of the gradient of what the map says that
+      reaches the reconstruction beneath it, and so the reconstructive network.
     outputs: the fields of `Output` that these networks give.
     samples_masks: whether they sample masks in training, and then take their
       key as `rngs={'masks': key}`.
@@ -134,6 +136,7 @@ class Networks(nn.Module):
   discriminative_width: int = 64
   dtype: DTypeLike | None = None
   param_dtype: DTypeLike = jnp.float32
+  reconstruction_gradient: float = 1.0
 
   outputs: ClassVar[tuple[str, ...]] = ()
   samples_masks: ClassVar[bool] = False
@@ -182,8 +185,18 @@ class Draem(Networks):
 
   def run(self, image: Float[Array, 'b h w 3'], *, train: bool) -> Output:
     reconstruction = self.reconstructive(image, train=train)
-    joined = jnp.concatenate([reconstruction, image], axis=-1)
+    seen = _scale_gradient(reconstruction, self.reconstruction_gradient)
+    joined = jnp.concatenate([seen, image], axis=-1)
     return Output(reconstruction, self.discriminative(joined, train=train))
+
+
+def _scale_gradient(
+  x: Float[Array, '*shape'], share: float
+) -> Float[Array, '*shape']:
+  """What is given, and on the way back a share of its gradient."""
+  if share == 1:
+    return x
+  return share * x + (1 - share) * jax.lax.stop_gradient(x)
 
 
 class Discriminative(Networks):

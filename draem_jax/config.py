@@ -294,10 +294,6 @@ FIELDS = {
   # Shares of the masks of noise that are unions and intersections of two.
   'simulator.unions': _share(0.0),
   'simulator.intersections': _share(0.0),
-  # Share of them that are lines, such as scratches and cracks, and how wide
-  # these are, in shares of the shorter side.
-  'simulator.lines': _share(0.0),
-  'simulator.line_widths': _interval((0.015, 0.045), 0, 1),
   # "Sampled uniformly at random", says section 3.3, and not from where.
   'simulator.threshold': _interval((0.3, 0.7), -10, 10),
   # Of 'rectangles', whose number and sides the paper does not tell: together

@@ -195,7 +195,7 @@ def test_what_is_no_field_is_named(change, words):
 def test_the_light_preset_is_the_best_on_small_networks():
   light = mvtec.get_config('pens,light')
   assert light.to_dict() == mvtec.get_config('pens,best,small').to_dict()
-  assert light.image_size == 64 and light.num_steps == 1500
+  assert light.image_size == 64 and light.num_steps == 450
   assert light.loss.data_range == 'one' and light.eval.holdout == 0
 
 
@@ -220,11 +220,8 @@ def test_what_is_no_preset_is_refused(arguments):
 def test_the_demo_is_trained_by_light_or_by_the_preset_that_is_named():
   light, own = mvtec.get_config('demo,light'), demo.get_config()
   assert demo.get_config('').to_dict() == own.to_dict()
-  fall = [
-    [round(share * each.num_steps) for share in each.learning_rate_milestones]
-    for each in (light, own)
-  ]
-  assert fall[0] == fall[1]
+  assert own.num_steps > light.num_steps
+  assert own.loss.to_dict() == light.loss.to_dict()
   release = demo.get_config('release')
   assert (own.optimizer, release.optimizer) == ('muon', 'adam')
   assert own.model.to_dict() == release.model.to_dict()

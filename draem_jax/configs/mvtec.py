@@ -119,15 +119,16 @@ def best(config: config_dict.ConfigDict) -> None:
   """
   release(config)
   config.eval.mask_threshold = 0.5
-  config.num_epochs = 350
+  config.num_epochs = 105
   config.optimizer = 'muon'
   config.learning_rate = round(6 * config.learning_rate, 9)
-  config.learning_rate_warmup = 0.02
+  config.learning_rate_warmup = 1 / 15
   # What is there to learn from simulated anomalies it has learned by the first
   # of these; at the full rate it would get more sensitive than people are.
-  config.learning_rate_milestones = (0.2, 0.3, 0.4, 0.5)
+  config.learning_rate_milestones = (4 / 9, 2 / 3, 8 / 9)
   config.learning_rate_factor = 0.3
   config.ema = 0.995
+  config.model.reconstruction_gradient = 0.0
   config.loss.data_range = 'one'
   config.loss.gamma = 4.0
   config.loss.weights.focal = 4.0

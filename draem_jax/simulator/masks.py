@@ -10,15 +10,9 @@ from draem_jax.simulator import perlin, rotation, sample
 from draem_jax.simulator.options import Options
 
 # What is folded into the key of a mask for what not every recipe samples.
-_PLACE, _SECOND, _COMBINATION, _LINE = range(4)
+_PLACE, _SECOND, _COMBINATION = range(3)
 _NOISE_DEGREES = (-90.0, 90.0)
 _LATTICE_SHAPE = (perlin.LATTICE_SIZE, perlin.LATTICE_SIZE)
-
-# Lines follow noise at a level of these, about one in two of them only where
-# other noise exceeds the last.
-_LINE_LEVELS = (0.05, 0.45)
-_CUT_PROBABILITY = 0.5
-_CUT_LEVEL = 0.1
 
 
 def perlin_mask(
@@ -36,57 +30,14 @@ def perlin_mask(
   """
   noise, threshold = perlin_noise(key, shape, options)
   mask = noise > threshold
-  if options.lines or options.unions or options.intersections:
+  if options.unions or options.intersections:
     second, level = perlin_noise(
       jax.random.fold_in(key, _SECOND), shape, options
     )
-    if options.lines:
-      mask = _thin(jax.random.fold_in(key, _LINE), mask, noise, second, options)
     mask = _combine(
       jax.random.fold_in(key, _COMBINATION), mask, second > level, options
     )
   return mask.astype(noise.dtype)
-
-
-def _thin(
-  key: Key[Array, ''],
-  mask: Bool[Array, 'h w'],
-  noise: Float[Array, 'h w'],
-  second: Float[Array, 'h w'],
-  options: Options,
-) -> Bool[Array, 'h w']:
-  """The mask, or lines in its place, whole or cut by other noise.
-
-  A line is where the noise is about at a level: nearer than half of the width
-  times how steep it is there, which makes the line equally wide all along.
-  """
-  numbers = sample.uniform(key, is_line=(), width=(), level=(), is_cut=())
-  width = min(mask.shape) * sample.within(options.line_widths, numbers['width'])
-  level = sample.within(_LINE_LEVELS, numbers['level'])
-  line = jnp.abs(noise - level) < width / 2 * _steepness(noise)
-  cut = line & (second > _CUT_LEVEL)
-  is_cut = (numbers['is_cut'] < _CUT_PROBABILITY) & jnp.any(cut)
-  line = jnp.where(is_cut, cut, line)
-  return jnp.where(numbers['is_line'] < options.lines, line, mask)
-
-
-def _steepness(noise: Float[Array, 'h w']) -> Float[Array, 'h w']:
-  """How much noise changes in a pixel, blind to where it ends at once.
-
-  Rotated or placed, noise is zero beyond its border. Along each axis the less
-  steep of both sides counts, and at a border there is no line.
-  """
-  squares = []
-  for axis in (0, 1):
-    slopes = jnp.abs(jnp.diff(noise, axis=axis))
-    first, last = (
-      jax.lax.slice_in_dim(slopes, *ends, axis=axis)
-      for ends in ((0, 1), (slopes.shape[axis] - 1, slopes.shape[axis]))
-    )
-    before = jnp.concatenate([first, slopes], axis=axis)
-    after = jnp.concatenate([slopes, last], axis=axis)
-    squares.append(jnp.minimum(before, after) ** 2)
-  return jnp.sqrt(sum(squares))
 
 
 def _combine(

@@ -32,9 +32,6 @@ class Options:
       two.
     unions: how often such a mask is the union of two.
     intersections: how often it is their intersection, if that is not empty.
-    lines: how often such a mask is lines along the noise's contours instead of
-      what exceeds the threshold, before it is united or intersected.
-    line_widths: interval of their width, in shares of the image's shorter side.
     augmentation_probability: how often the texture is augmented at all.
     good_textures: how often it is another good image instead, shifted and
       mirrored and never augmented.
@@ -59,8 +56,6 @@ class Options:
   cells: tuple[int, int] = (1, 32)
   unions: float = 0.0
   intersections: float = 0.0
-  lines: float = 0.0
-  line_widths: Interval = (0.015, 0.045)
   augmentation_probability: float = 1.0
   good_textures: float = 0.0
   noise: float = 0.0

@@ -9,7 +9,6 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import ndimage
 from skimage import data as pictures
 from skimage import measure
 
@@ -485,46 +484,6 @@ def test_unions_and_intersections_are_of_a_mask_and_another(draw_masks):
   assert (as_union | as_both | as_one).all()
   changed = (unions != alone).any(axis=(1, 2))
   assert 0.15 < (some[changed] != alone[changed]).any(axis=(1, 2)).mean() < 0.5
-
-
-def _widths(masks):
-  """About how wide what a mask consists of is, in pixels."""
-  return np.array(
-    [
-      2 * ndimage.distance_transform_edt(np.pad(one, 1)).max() - 1
-      for one in masks
-    ]
-  )
-
-
-def test_lines_are_as_wide_as_told(draw_masks):
-  thin, wide = (
-    draw_masks(lines=1.0, line_widths=(width, width)) for width in (0.03, 0.12)
-  )
-  assert thin.any(axis=(1, 2)).mean() > 0.9
-  # Where noise has a summit at the line's level, the line is a spot.
-  assert np.median(_widths(thin)) < 3 < np.median(_widths(wide)) < 9
-  assert not (thin & ~wide).any(axis=(1, 2)).mean() > 0.1
-
-
-def test_lines_take_the_place_of_so_many_masks(draw_masks):
-  alone, lines = draw_masks(), draw_masks(lines=1.0)
-  some = draw_masks(lines=0.3)
-  as_line = (some == lines).all(axis=(1, 2))
-  as_one = (some == alone).all(axis=(1, 2))
-  assert (as_line | as_one).all()
-  assert abs(as_line[~as_one | ~as_line].mean() - 0.3) < 0.1
-  # About half of them are cut into pieces.
-  united = draw_masks(lines=1.0, unions=1.0)
-  assert not (lines & ~united).any()
-  assert (united != lines).any(axis=(1, 2)).mean() > 0.4
-
-
-def test_noise_that_ends_makes_no_line():
-  noise = jnp.pad(jnp.full((8, 8), 0.3), 4)
-  assert not masks._steepness(noise).any()
-  ramp = jnp.broadcast_to(0.1 * jnp.arange(8.0), (8, 8))
-  np.testing.assert_allclose(masks._steepness(ramp), 0.1, rtol=1e-5)
 
 
 # Of such an image all is anomaly, and nothing else is done to it.

@@ -190,15 +190,6 @@ class Draem(Networks):
     return Output(reconstruction, self.discriminative(joined, train=train))
 
 
-def _scale_gradient(
-  x: Float[Array, '*shape'], share: float
-) -> Float[Array, '*shape']:
-  """What is given, and on the way back a share of its gradient."""
-  if share == 1:
-    return x
-  return share * x + (1 - share) * jax.lax.stop_gradient(x)
-
-
 class Discriminative(Networks):
   """The discriminative sub-network alone, on the image (table 3, Disc.)."""
 
@@ -311,6 +302,18 @@ def abstract_variables(model: Networks) -> dict[str, Any]:
     lambda image: model.init(jax.random.key(0), image, train=False),
     image,
   )
+
+
+def _scale_gradient(
+  x: Float[Array, '*shape'], share: float
+) -> Float[Array, '*shape']:
+  """What is given, and on the way back a share of its gradient."""
+  if share == 1:
+    return x
+  stopped = jax.lax.stop_gradient(x)
+  if share == 0:  # And nothing computes what nobody gets.
+    return stopped
+  return share * x + (1 - share) * stopped
 
 
 def _check_shape(shape: tuple[SupportsInt, ...], *, train: bool) -> None:

@@ -229,17 +229,23 @@ MUTANTS = (
   Mutant(
     'networks: image before reconstruction',
     'networks/models.py',
-    'joined = jnp.concatenate([reconstruction, image], axis=-1)',
-    'joined = jnp.concatenate([image, reconstruction], axis=-1)',
+    'joined = jnp.concatenate([seen, image], axis=-1)',
+    'joined = jnp.concatenate([image, seen], axis=-1)',
     f'{_MODELS} -k evaluation_agrees',
   ),
   Mutant(
     'networks: a gradient is stopped between the two',
     'networks/models.py',
-    'joined = jnp.concatenate([reconstruction, image], axis=-1)',
-    'still = jax.lax.stop_gradient(reconstruction)\n'
-    '    joined = jnp.concatenate([still, image], axis=-1)',
+    'seen = _scale_gradient(reconstruction, self.reconstruction_gradient)',
+    'seen = jax.lax.stop_gradient(reconstruction)',
     f'{_MODELS} -k gradients_agree',
+  ),
+  Mutant(
+    'networks: the share that is stopped is the one that passes',
+    'networks/models.py',
+    'return share * x + (1 - share) * stopped',
+    'return (1 - share) * x + share * stopped',
+    f'{_MODELS} -k share_of_its_gradient',
   ),
   Mutant(
     'networks: the skip before the upsampled',

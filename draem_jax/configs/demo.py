@@ -5,7 +5,8 @@
 Draws a small category of its own into `runs/demo/data`, 100 good pictures of a
 pavement and 60 test pictures with five kinds of defects, trains a narrow DRÆM
 on it and shows what it finds. The recipe is the preset `light` of
-`configs/mvtec.py`; `configs/demo.py:release` takes that of the PyTorch release.
+`configs/mvtec.py`, but longer; `configs/demo.py:release` takes that of the
+PyTorch release.
 """
 
 from ml_collections import config_dict

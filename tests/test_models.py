@@ -40,7 +40,9 @@ def test_evaluation_agrees_with_the_release(golden, variables):
 @pytest.fixture(scope='module')
 def float64_training(golden, variables):
   """Three steps of Adam in float64; what each saw and left behind."""
-  return fidelity_networks.train_in_float64(golden, variables)
+  # Unoptimized code is compiled in half of the time.
+  quick = {'xla_backend_optimization_level': 0}
+  return fidelity_networks.train_in_float64(golden, variables, quick)
 
 
 def test_training_output_agrees_with_the_release(golden, float64_training):

@@ -4,6 +4,15 @@ import numpy as np
 
 from draem_jax.configs import mvtec
 
+# Without augmentations a step compiles sooner.
+QUICK = {'simulator.num_augmentations': 0, 'simulator.augmentations': ()}
+# And one network alone.
+SMALL = QUICK | {
+  'model.name': 'discriminative',
+  'loss.weights.l2': 0.0,
+  'loss.weights.ssim': 0.0,
+}
+
 
 def small_config(**overrides):
   """Nested plain values of a run that takes seconds."""

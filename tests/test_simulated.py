@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
-from small import random_images, small_config
+from small import QUICK, SMALL, random_images, small_config
 from test_train import (
   IMAGES,
   TEXTURES,
@@ -29,14 +29,6 @@ from draem_jax.training.step import TrainState
 from draem_jax.workdir import checkpoint, claim
 
 TIMES = 'seconds', 'images_per_second'
-# Without augmentations it compiles sooner.
-QUICK = {'simulator.num_augmentations': 0, 'simulator.augmentations': ()}
-# And one network alone.
-SMALL = QUICK | {
-  'model.name': 'discriminative',
-  'loss.weights.l2': 0.0,
-  'loss.weights.ssim': 0.0,
-}
 
 
 def make_examples(

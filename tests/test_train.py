@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import random_images, small_config
+from small import SMALL, random_images, small_config
 from tensorboardX import event_file_writer
 
 from draem_jax import devices, interrupt, score
@@ -286,7 +286,7 @@ def test_epochs_make_steps():
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-  trainer = make_trainer(learning_rate=float('inf'))
+  trainer = make_trainer(learning_rate=float('inf'), **SMALL)
   with pytest.raises(UserError, match=r'loss is nan at step \d.*checkpoint'):
     train.train(trainer, tmp_path)
   lines = (tmp_path / 'metrics.jsonl').read_text()
@@ -294,7 +294,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
-  trainer = make_trainer(num_steps=2, checkpoint_every=1)
+  trainer = make_trainer(num_steps=2, checkpoint_every=1, **SMALL)
   step = trainer.step
 
   def spoil(state, index):
@@ -419,7 +419,7 @@ def test_the_step_learns_one_batch():
   assert metrics_lib.auroc(np.asarray(maps), np.asarray(inside)) > 0.9
 
 
-def test_the_average_follows_the_variables():
+def test_the_average_follows_the_variables(resident_trainer):
   trainer = make_trainer(ema=0.9)
   state = trainer.init_state()
   expected = jax.device_get(state.evaluated)
@@ -437,7 +437,7 @@ def test_the_average_follows_the_variables():
     jax.device_get(state.evaluated),
     expected,
   )
-  plain, _ = run_steps(make_trainer(), count=4)
+  plain, _ = run_steps(resident_trainer, count=4)
   jax.tree.map(np.testing.assert_array_equal, plain.variables, state.variables)
   assert plain.ema is None
   assert plain.evaluated is not state.evaluated

@@ -30,7 +30,7 @@ PARTS = {
     'num_steps',
   ),
   'without_ema': ('ema',),
-  'without_stop': ('model.reconstruction_gradient',),
+  'without_stopped_gradient': ('model.reconstruction_gradient',),
   'without_range': ('loss.data_range',),
   'without_gamma': ('loss.gamma', 'loss.weights.focal'),
   'without_cells': ('simulator.cells',),

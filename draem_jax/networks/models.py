@@ -125,7 +125,8 @@ class Networks(nn.Module):
       Parameters, batch statistics and outputs stay float32 under bfloat16.
     param_dtype: of the parameters and running averages.
     reconstruction_gradient: share of the gradient of what the map says that
-      reaches the reconstruction beneath it, and so the reconstructive network, in `Draem`.
+      reaches the reconstruction beneath it, and so the reconstructive network;
+      only `Draem` has both.
     outputs: the fields of `Output` that these networks give.
     samples_masks: whether they sample masks in training, and then take their
       key as `rngs={'masks': key}`.

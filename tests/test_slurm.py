@@ -149,9 +149,10 @@ def test_a_requeued_job_ends_in_the_same_bytes(slurm, place, whole):
   slurm.run('scancel', '--batch', '--signal=USR1', job)
   while slurm.jobs(job)[0]['Restarts'] == '0':
     time.sleep(0.1)
-  # Slurm would let it wait for two minutes.
+  # Slurm would let it wait for two minutes. A node takes no start that was
+  # granted in the second of the cancellation for a new one.
   slurm.wait(job, log, 'PENDING')
-  slurm.run('scontrol', 'update', f'jobid={job}', 'StartTime=now')
+  slurm.run('scontrol', 'update', f'jobid={job}', 'StartTime=now+2seconds')
   (found,) = slurm.wait(job, log, 'COMPLETED', 'FAILED')
   text = slurm_lib.read(log)
   assert found['ExitCode'] == '0:0' and found['Restarts'] == '1', text

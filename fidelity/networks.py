@@ -82,26 +82,20 @@ def golden_example(golden: Mapping[str, np.ndarray], step: int) -> Example:
 def train_in_float64(
   golden: Mapping[str, np.ndarray],
   variables: Mapping[str, Any],
-  compiler_options: Mapping[str, Any] | None = None,
 ) -> list[Step]:
   """Takes the golden steps of Adam in float64, by the step that trains.
 
   Args:
     golden: the arrays of the release.
     variables: the networks to begin with.
-    compiler_options: of `jax.jit`.
   """
   steps = []
   model = models.Draem(*WIDTHS, param_dtype=jnp.float64)
   optimizer = optimizer_lib.make_optimizer(lambda step: 1e-3)
   look = jax.jit(
-    functools.partial(train_step.loss_and_gradients, model, recipe=RECIPE),
-    compiler_options=compiler_options,
+    functools.partial(train_step.loss_and_gradients, model, recipe=RECIPE)
   )
-  update = jax.jit(
-    train_step.make_update(model, optimizer, RECIPE),
-    compiler_options=compiler_options,
-  )
+  update = jax.jit(train_step.make_update(model, optimizer, RECIPE))
   with jax.enable_x64(True):
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), variables)
     state = train_step.TrainState(

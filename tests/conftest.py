@@ -1,6 +1,8 @@
 """Two CPU devices for every test, before anything imports JAX.
 
-What one test has compiled no other compiles again, whichever process it is in.
+Programs are compiled without most optimizations, for most run once; with
+`JAX_DISABLE_MOST_OPTIMIZATIONS=false` they are those that users run. What one
+test has compiled no other compiles again, whichever process it is in.
 """
 
 import os
@@ -10,6 +12,7 @@ import tempfile
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'
 )
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 
 import jax
 import jaxtyping

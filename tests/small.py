@@ -4,8 +4,6 @@ import numpy as np
 
 from draem_jax.configs import mvtec
 
-# For `jax.jit`: compiled sooner, and then slower.
-UNOPTIMIZED = {'xla_backend_optimization_level': 0}
 # Without augmentations a step compiles sooner.
 QUICK = {'simulator.num_augmentations': 0, 'simulator.augmentations': ()}
 # And one network alone.

@@ -263,8 +263,6 @@ class Place:
       '--config=configs/mvtec.py:pens,release',
       *(f'--config.{field}={value}' for field, value in fields.items()),
       prefixes=prefixes,
-      # Such small runs take longer to compile than to run.
-      JAX_DISABLE_MOST_OPTIMIZATIONS='true',
       JAX_COMPILATION_CACHE_DIR=os.environ.get(
         'JAX_COMPILATION_CACHE_DIR', str(self.folder / 'cache')
       ),

@@ -197,7 +197,6 @@ def test_categories_run_side_by_side_on_a_machine(tmp_path):
       WORKDIR=str(workdir),
       JAX_PLATFORMS='cpu',
       XLA_FLAGS='',
-      JAX_DISABLE_MOST_OPTIMIZATIONS='true',
       JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'cache'),
     )
 

@@ -36,6 +36,8 @@ def start(folder, cache, *flags):
   environment = os.environ | {
     'XLA_FLAGS': '',
     'JAX_PLATFORMS': 'cpu',
+    # Compiled as it is for users.
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false',
     'JAX_COMPILATION_CACHE_DIR': str(cache),
   }
   command = [sys.executable, '-m', 'draem_jax.main', f'--workdir={folder}']

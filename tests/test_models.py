@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from small import UNOPTIMIZED
 
 from draem_jax import score
 from draem_jax.networks import models
@@ -41,7 +40,7 @@ def test_evaluation_agrees_with_the_release(golden, variables):
 @pytest.fixture(scope='module')
 def float64_training(golden, variables):
   """Three steps of Adam in float64; what each saw and left behind."""
-  return fidelity_networks.train_in_float64(golden, variables, UNOPTIMIZED)
+  return fidelity_networks.train_in_float64(golden, variables)
 
 
 def test_training_output_agrees_with_the_release(golden, float64_training):

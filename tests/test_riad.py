@@ -150,12 +150,6 @@ def test_every_step_has_masks_of_its_own():
 # The network, layer by layer.
 
 
-# What runs once is there sooner unoptimized.
-quick_jit = functools.partial(
-  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
-)
-
-
 def make_peer(variables):
   """The layers in PyTorch, float64, by the names that they have here."""
   torch = pytest.importorskip('torch')
@@ -257,7 +251,7 @@ def test_each_layer_is_that_of_pytorch(train, variables, images):
       capture_intermediates=True,
       mutable=['intermediates', 'batch_stats'],
     )
-    found, state = quick_jit(apply)(
+    found, state = jax.jit(apply)(
       {
         kind: as_float64(tree['inpainting']) for kind, tree in variables.items()
       },
@@ -285,7 +279,7 @@ def test_a_training_step_is_that_of_pytorch(variables, images, monkeypatch):
       train_step.loss_and_gradients, MODEL, recipe=recipe, key=KEY
     )
     seen, gradients = jax.device_get(
-      quick_jit(look)(as_float64(variables), example)
+      jax.jit(look)(as_float64(variables), example)
     )
   assert seen.output.restorations is None
   peer, image = make_peer(variables).train(), to_torch(images)
@@ -333,7 +327,7 @@ def test_what_is_hidden_decides_nothing_in_training(
     )
     return output.reconstruction
 
-  restore = functools.partial(quick_jit(restore), variables)
+  restore = functools.partial(jax.jit(restore), variables)
   expected = restore(images)
   for part in range(3):
     hidden = split == part

@@ -64,8 +64,6 @@ def environment(place, workdir):
     'WORKDIR': str(workdir),
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': '',
-    # Such small runs take longer to compile than to run.
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
     'JAX_COMPILATION_CACHE_DIR': os.environ.get(
       'JAX_COMPILATION_CACHE_DIR', str(place / 'cache')
     ),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import SMALL, UNOPTIMIZED, random_images, small_config
+from small import SMALL, random_images, small_config
 from tensorboardX import event_file_writer
 
 from draem_jax import devices, interrupt, score
@@ -84,10 +84,7 @@ def test_two_devices_make_the_updates_of_one_in_float64():
   recipe = trainer_lib.make_recipe(config, 2)
   schedule = optimizer_lib.make_schedule(config, 2)
   optimizer = optimizer_lib.make_optimizer(schedule, 'sgd')
-  update = jax.jit(
-    train_step.make_update(model, optimizer, recipe),
-    compiler_options=UNOPTIMIZED,
-  )
+  update = jax.jit(train_step.make_update(model, optimizer, recipe))
   rng = np.random.default_rng(0)
   image, augmented = np.float64([random_images(4), random_images(4, seed=1)])
   batch = simulate.Example(
@@ -398,8 +395,7 @@ def test_the_step_learns_one_batch():
       trainer.model,
       optimizer,
       trainer_lib.make_recipe(trainer.config, trainer.num_steps),
-    ),
-    compiler_options=UNOPTIMIZED,
+    )
   )
   state = trainer.init_state().replace(step=jnp.int32(0))
   losses = []
@@ -411,9 +407,7 @@ def test_the_step_learns_one_batch():
   look = functools.partial(
     trainer.model.apply, train=True, mutable=['batch_stats']
   )
-  output, _ = jax.jit(look, compiler_options=UNOPTIMIZED)(
-    state.variables, example.augmented
-  )
+  output, _ = jax.jit(look)(state.variables, example.augmented)
   maps, inside = score.anomaly_map(output.logits), example.mask > 0
   assert maps[inside].mean() > 2 * maps[~inside].mean()
   assert metrics_lib.auroc(np.asarray(maps), np.asarray(inside)) > 0.9

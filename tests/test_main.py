@@ -182,6 +182,7 @@ def test_another_config_is_refused_and_nothing_changes(whole, cache):
     ((), '--config is missing'),
     (('--config=configs/none.py',), 'configs/none.py'),
     (('--config=configs/mvtec.py:bottle,fast',), "unknown preset 'fast'"),
+    (('--config=configs/demo.py:best,small',), "preset 'best,small'"),
     (('--config=configs/demo.py', '--config.sed=1'), '--config.sed'),
     (('--config=configs/demo.py', '--config.image_size=100'), 'take 96'),
     (('--config=configs/mvtec.py', '--config.data.dir=none'), 'none'),

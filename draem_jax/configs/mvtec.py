@@ -37,10 +37,7 @@ def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
   category, *named = (arguments or 'bottle').split(',')
   preset, setting = (*named, '', '')[:2]
   preset = preset or 'paper'
-  if preset not in PRESETS:
-    raise ValueError(
-      f'unknown preset {preset!r}: take one of {", ".join(PRESETS)}'
-    )
+  check(preset)
   if len(named) > 2 or setting not in ('', 'small'):
     raise ValueError(
       f'{arguments!r} is not category,preset or category,preset,small'
@@ -58,6 +55,14 @@ def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
     config.eval.holdout = -1.0
     config.data.resize = 'auto'  # Likewise.
   return config
+
+
+def check(preset: str) -> None:
+  """Raises a `ValueError` where there is no such preset."""
+  if preset not in PRESETS:
+    raise ValueError(
+      f'unknown preset {preset!r}: take one of {", ".join(PRESETS)}'
+    )
 
 
 def shared(setting: str = '') -> config_dict.ConfigDict:

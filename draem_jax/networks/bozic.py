@@ -186,17 +186,26 @@ class DecisionNetwork(nn.Module):
         _pool(x)
       )
     x = x.astype(logits.dtype)
-    seen = [
-      reduce(each, axis=(1, 2))
-      for each in (x, logits)
-      for reduce in (jnp.max, jnp.mean)
-    ]
+    seen = []
+    for each in (x, logits):
+      seen += [_highest(each), each.mean(axis=(1, 2))]
     seen = jnp.concatenate(seen, axis=-1)
     shape, bound = (seen.shape[-1], 1), seen.shape[-1] ** -0.5
     kernel = self.param('kernel', _uniform(bound), shape, self.param_dtype)
     bias = self.param('bias', _uniform(bound), (1,), self.param_dtype)
     product = jnp.matmul(seen, kernel, precision=lax.Precision.HIGHEST)
     return (product + bias)[:, 0]
+
+
+def _highest(x: Float[Array, 'b h w c']) -> Float[Array, 'b c']:
+  """Takes the maximum of each channel; one pixel gets its gradient.
+
+  That of `jnp.max` is shared by all pixels that equal the maximum, and is NaN
+  where a compiler computes them once more, rounds otherwise and finds none.
+  """
+  x = x.reshape(x.shape[0], -1, x.shape[-1])
+  where = x.argmax(axis=1, keepdims=True)
+  return jnp.take_along_axis(x, where, axis=1)[:, 0]
 
 
 def _pool(x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:

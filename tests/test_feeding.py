@@ -13,8 +13,15 @@ from draem_jax.data.on_demand import OnDemand
 from draem_jax.training import feeding
 
 
+@pytest.fixture
 def threads():
-  return [t for t in threading.enumerate() if t.name.startswith('feeder')]
+  """Finds the feeders that run, but for what other tests have left running."""
+  left = threading.enumerate()
+  return lambda: [
+    thread
+    for thread in threading.enumerate()
+    if thread.name.startswith('feeder') and thread not in left
+  ]
 
 
 def settle(condition):
@@ -24,7 +31,7 @@ def settle(condition):
     time.sleep(0.001)
 
 
-def test_a_few_batches_are_prepared_ahead_and_no_more():
+def test_a_few_batches_are_prepared_ahead_and_no_more(threads):
   made = []
   feeder = feeding.Feeder(made.append, num_steps=100)
   feeder.take(7)
@@ -48,14 +55,14 @@ def test_nothing_is_prepared_beyond_the_last_step():
   feeder.close()
 
 
-def test_any_step_can_be_the_next():
+def test_any_step_can_be_the_next(threads):
   feeder = feeding.Feeder(lambda step: step, num_steps=100)
   assert [feeder.take(step) for step in (0, 1, 50, 51, 2)] == [0, 1, 50, 51, 2]
   assert len(threads()) == 1
   feeder.close()
 
 
-def test_what_goes_wrong_is_the_error_of_its_step():
+def test_what_goes_wrong_is_the_error_of_its_step(threads):
   def prepare(step):
     if step == 2:
       raise OSError('the disk is gone')
@@ -69,7 +76,7 @@ def test_what_goes_wrong_is_the_error_of_its_step():
   assert not threads()
 
 
-def test_closing_waits_for_one_batch_only():
+def test_closing_waits_for_one_batch_only(threads):
   release, made = threading.Event(), []
 
   def prepare(step):

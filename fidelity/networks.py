@@ -80,15 +80,9 @@ def golden_example(golden: Mapping[str, np.ndarray], step: int) -> Example:
 
 
 def train_in_float64(
-  golden: Mapping[str, np.ndarray],
-  variables: Mapping[str, Any],
+  golden: Mapping[str, np.ndarray], variables: Mapping[str, Any]
 ) -> list[Step]:
-  """Takes the golden steps of Adam in float64, by the step that trains.
-
-  Args:
-    golden: the arrays of the release.
-    variables: the networks to begin with.
-  """
+  """Takes the golden steps of Adam in float64, by the step that trains."""
   steps = []
   model = models.Draem(*WIDTHS, param_dtype=jnp.float64)
   optimizer = optimizer_lib.make_optimizer(lambda step: 1e-3)

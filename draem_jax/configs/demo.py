@@ -17,7 +17,7 @@ from draem_jax.configs import mvtec
 def get_config(preset: str = 'light') -> config_dict.ConfigDict:
   """The recipe of a preset of `configs/mvtec.py`, at the size of `light`."""
   preset = preset or 'light'
-  mvtec.check(preset)
+  mvtec.check_preset(preset)
   setting = '' if preset == 'light' else ',small'
   config = mvtec.get_config(f'demo,{preset}{setting}')
   config.data.dir = 'builtin'

@@ -37,7 +37,7 @@ def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
   category, *named = (arguments or 'bottle').split(',')
   preset, setting = (*named, '', '')[:2]
   preset = preset or 'paper'
-  check(preset)
+  check_preset(preset)
   if len(named) > 2 or setting not in ('', 'small'):
     raise ValueError(
       f'{arguments!r} is not category,preset or category,preset,small'
@@ -57,7 +57,7 @@ def get_config(arguments: str = 'bottle') -> config_dict.ConfigDict:
   return config
 
 
-def check(preset: str) -> None:
+def check_preset(preset: str) -> None:
   """Raises a `ValueError` where there is no such preset."""
   if preset not in PRESETS:
     raise ValueError(

@@ -226,6 +226,7 @@ def test_the_demo_is_trained_by_light_or_by_the_preset_that_is_named():
     'num_steps',
     'learning_rate_warmup',
     'learning_rate_milestones',
+    'learning_rate_factor',
     'model.reconstruction_gradient',
     'simulator.rotation_degrees',
     'simulator.good_textures',

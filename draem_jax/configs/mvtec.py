@@ -128,10 +128,6 @@ def best(config: config_dict.ConfigDict) -> None:
   config.optimizer = 'muon'
   config.learning_rate = round(6 * config.learning_rate, 9)
   config.learning_rate_warmup = 1 / 15
-  # What is there to learn from simulated anomalies it has learned by the first
-  # of these; at the full rate it would get more sensitive than people are.
-  config.learning_rate_milestones = (4 / 9, 2 / 3, 8 / 9)
-  config.learning_rate_factor = 0.3
   config.ema = 0.995
   config.model.reconstruction_gradient = 0.0
   config.loss.data_range = 'one'

@@ -23,7 +23,6 @@ from draem_jax.studies import plan
 PARTS = {
   'without_muon': ('optimizer', 'learning_rate'),
   'without_warmup': ('learning_rate_warmup',),
-  'without_early_fall': ('learning_rate_milestones', 'learning_rate_factor'),
   'without_fewer_steps': ('num_epochs', 'num_steps'),
   'without_ema': ('ema',),
   'without_stopped_gradient': ('model.reconstruction_gradient',),

@@ -27,10 +27,6 @@ def get_config(preset: str = 'light') -> config_dict.ConfigDict:
   if preset in ('best', 'light'):
     # Its defects are small, and take longer to be found.
     config.num_steps = 1000
-    config.learning_rate_warmup = 0.02
-    config.learning_rate_milestones = (0.3, 0.45, 0.6, 0.75)
-    config.learning_rate_factor = 0.3
-    config.model.reconstruction_gradient = 1.0
   # The camera of the demo is held about level, and so is the pavement.
   config.simulator.rotation_degrees = (-5.0, 5.0)
   # A brick on bricks that look alike is an anomaly that nobody can see.
